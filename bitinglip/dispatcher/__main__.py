@@ -1,0 +1,36 @@
+"""`python -m bitinglip.dispatcher`: one dispatcher, until SIGTERM or SIGINT."""
+
+import signal
+import sys
+
+from bitinglip.celery_app import app
+from bitinglip.dispatcher.doorbells import DoorbellRinger
+from bitinglip.dispatcher.loop import Dispatcher
+from bitinglip.errors import BitingLipError
+from bitinglip.settings import ServerSettings, WorkerSettings, load_settings
+from bitinglip.store.database import Database
+from bitinglip.telemetry import configure_logging, get_logger
+
+
+def main() -> int:
+    """Run until told to stop; returns the exit status."""
+    try:
+        configure_logging()
+        urls = load_settings(ServerSettings).find_urls()
+        database = Database(urls.database_url, name="bitinglip-dispatcher")
+        database.check_schema()
+        lease_seconds = load_settings(WorkerSettings).lease_seconds
+        dispatcher = Dispatcher(database, DoorbellRinger(app), lease_seconds=lease_seconds)
+    except BitingLipError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return exc.exit_code
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: dispatcher.stop())
+    get_logger().info("dispatcher_started", database=database.address)
+    dispatcher.run()
+    database.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The dispatcher's loop: a round whenever something happened, a sweep each second."""
+
+import select
+import threading
+import time
+
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+
+from bitinglip.dispatcher.doorbells import DoorbellRinger
+from bitinglip.dispatcher.round import run_round
+from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
+from bitinglip.lifecycle.rescue import sweep
+from bitinglip.store.database import Database
+from bitinglip.store.tasks import READY_CHANNEL
+from bitinglip.telemetry import get_logger
+
+SWEEP_SECONDS = 1.0
+
+log = get_logger()
+
+
+class Listener:
+    """Waits for NOTIFY on a connection of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: PoolProxiedConnection | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Return when something was notified, or after `seconds`.
+
+        Raises:
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        import psycopg2
+
+        try:
+            driver = self._open().driver_connection
+            if driver is None:
+                raise psycopg2.OperationalError("closed")
+            if select.select([driver], [], [], seconds)[0]:
+                driver.poll()
+                driver.notifies.clear()
+        except (psycopg2.Error, DBAPIError) as exc:
+            self.close()
+            raise DatabaseUnreachableError(self._database.address, str(exc).strip()) from exc
+
+    def _open(self) -> PoolProxiedConnection:
+        if self._connection is None:
+            self._connection = self._database.engine.raw_connection()
+            driver = self._connection.driver_connection
+            driver.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            with driver.cursor() as cursor:
+                cursor.execute(f"LISTEN {READY_CHANNEL}")
+        return self._connection
+
+    def close(self) -> None:
+        """Give the connection up; the next wait opens another."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection = None
+
+
+class Dispatcher:
+    """Plans, reserves and rings until it is stopped.
+
+    Args:
+        database: With two connections: one to plan, one to listen.
+        ringer: Where doorbells go.
+        lease_seconds: How long a silent worker keeps its tasks.
+    """
+
+    def __init__(self, database: Database, ringer: DoorbellRinger, *, lease_seconds: float) -> None:
+        self._database = database
+        self._ringer = ringer
+        self._lease_seconds = lease_seconds
+        self._listener = Listener(database)
+        self._stop = threading.Event()
+        self._broker_reachable = True
+
+    def stop(self) -> None:
+        """End `run` after the current round, a second later at most."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Dispatch until `stop`. PostgreSQL or Redis going away ends nothing: it is tried again."""
+        next_sweep = 0.0
+        while not self._stop.is_set():
+            try:
+                if time.monotonic() >= next_sweep:
+                    sweep(self._database, lease_seconds=self._lease_seconds)
+                    next_sweep = time.monotonic() + SWEEP_SECONDS
+                if not self.dispatch_once():
+                    self._listener.wait(max(0.0, next_sweep - time.monotonic()))
+            except DatabaseUnreachableError as exc:
+                log.warning("database_unreachable", reason=str(exc))
+                self._stop.wait(SWEEP_SECONDS)
+        self._listener.close()
+
+    def dispatch_once(self) -> bool:
+        """One round; returns whether another would find work at once."""
+        result = run_round(self._database)
+        if result.reserved:
+            try:
+                self._ringer.ring(result.reserved)
+            except RedisUnreachableError as exc:
+                self._report_broker(reachable=False, reason=str(exc))
+            else:
+                self._report_broker(reachable=True)
+        return result.more
+
+    def _report_broker(self, *, reachable: bool, reason: str = "") -> None:
+        if reachable != self._broker_reachable:
+            self._broker_reachable = reachable
+            log.warning("broker_reachable" if reachable else "broker_unreachable", reason=reason)

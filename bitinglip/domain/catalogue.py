@@ -1,0 +1,63 @@
+"""The kinds of task there are: a name, what a task of it asks for, and which engine does it.
+
+A kind is found by the entry point group `bitinglip.kinds`, so that another package adds its own by one line in its
+pyproject.toml. The engine is named, not imported: only the engine process may import torch.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from bitinglip.domain.payloads import EchoPayload, Payload, TextPayload
+from bitinglip.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of task.
+
+    Attributes:
+        name: What `tasks.type` holds and pools.toml lists.
+        payload: What a task of this kind asks for.
+        engine: `module:function`, called as `load(config: EngineConfig) -> Engine` in the engine process.
+        needs_model: Whether a task of this kind names a model.
+    """
+
+    name: str
+    payload: type[Payload]
+    engine: str
+    needs_model: bool = True
+
+    def import_engine(self) -> "Callable[..., Any]":
+        """The engine's `load`; imports whatever it needs, torch included."""
+        module, _, function = self.engine.partition(":")
+        load: Callable[..., Any] = getattr(import_module(module), function)
+        return load
+
+
+TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load")
+ECHO = Kind("echo", EchoPayload, "bitinglip.engine.fake:load", needs_model=False)
+
+
+@cache
+def find_kinds() -> dict[str, Kind]:
+    """Every kind installed, by name."""
+    return {point.name: point.load() for point in entry_points(group="bitinglip.kinds")}
+
+
+def get_kind(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        InvalidRequestError: If no installed package brings it.
+    """
+    kinds = find_kinds()
+    if name not in kinds:
+        raise InvalidRequestError("type", name, f"choose one of {', '.join(sorted(kinds))}")
+    return kinds[name]

@@ -1,0 +1,105 @@
+"""What each kind of task asks for: one validated payload per kind.
+
+A payload is checked twice from this one definition: when it is submitted, and when an engine reads it back. Its bounds
+need no model; what only the model knows (its context, its vocabulary) the engine checks, and fails that task alone.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MAX_PROMPT_CHARS = 200_000
+
+
+def _refuse_nul(text: str) -> str:
+    if "\x00" in text:
+        message = "contains a NUL character, which PostgreSQL cannot store; remove it"
+        raise ValueError(message)
+    return text
+
+
+CleanText = Annotated[str, AfterValidator(_refuse_nul)]
+
+
+class Payload(BaseModel):
+    """What every payload shares: unknown fields are refused, and it has a title for people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def make_title(self) -> str:
+        """A title of at most 200 characters for a task that was given none."""
+        return type(self).__name__.removesuffix("Payload").lower()
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: CleanText = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+
+
+class TextPayload(Payload):
+    """Text generation: a prompt or a conversation, and how to sample.
+
+    A `prompt` is wrapped as one user turn where the model has a chat template, unless `raw`. Greedy decoding is
+    `temperature=0`. A seed gives the same text again in float32 only.
+
+    Attributes:
+        max_tokens: New tokens at most.
+        top_k: 0 keeps every token.
+        stop: Strings that end the text; they are not part of it.
+        logprobs: How many alternatives to report per token; None reports nothing, 0 just the chosen token.
+        json_schema: The text is a JSON document of this schema.
+    """
+
+    prompt: CleanText | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=1_000)
+    raw: bool = False
+    max_tokens: int = Field(default=512, ge=1, le=131_072)
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: list[Annotated[CleanText, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=16)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    json_schema: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            message = "prompt: give either a prompt or messages"
+            raise ValueError(message)
+        if self.prompt is not None and not self.prompt.strip():
+            message = "prompt: empty; write what the model should answer"
+            raise ValueError(message)
+        return self
+
+    def make_title(self) -> str:
+        """The beginning of what was asked."""
+        text = self.prompt if self.prompt is not None else (self.messages or [])[-1].content
+        return " ".join(text.split())[:200] or "text"
+
+
+class EchoPayload(Payload):
+    """The fake engine's work: give the text back, after a while, or fail as told.
+
+    Attributes:
+        seconds: How long it takes.
+        chunks: In how many `text` events it comes, spread over `seconds`.
+        fail: `error` fails for good; `retryable` fails but may be tried again; `out_of_memory` raises what torch would;
+            `crash` ends the engine process as a fault in a driver would; `hang` never returns from its step.
+        fail_attempts: Fail on that many first attempts only; None fails on each.
+    """
+
+    text: CleanText = Field(default="", max_length=MAX_PROMPT_CHARS)
+    seconds: float = Field(default=0.0, ge=0, le=3_600)
+    chunks: int = Field(default=1, ge=1, le=10_000)
+    fail: Literal["error", "retryable", "out_of_memory", "crash", "hang"] | None = None
+    fail_attempts: int | None = Field(default=None, ge=1)
+
+    def make_title(self) -> str:
+        """The beginning of the text."""
+        return " ".join(self.text.split())[:200] or "echo"

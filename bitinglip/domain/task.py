@@ -1,0 +1,212 @@
+"""The task: what is asked (`TaskRequest`) and what is recorded (`Task`).
+
+The bounds here are repeated by CHECK constraints in the database: the one gives a clear error, the other holds against
+every other writer.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import uuid_utils.compat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from bitinglip.domain.catalogue import get_kind
+from bitinglip.domain.payloads import CleanText, Payload
+from bitinglip.errors import InvalidRequestError, TaskNotFoundError
+
+MAX_METADATA_BYTES = 65_536
+
+
+class Status(StrEnum):
+    """Where a task stands. There are no other statuses."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows it."""
+        return self in {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+
+
+class QueueState(StrEnum):
+    """Where a pending task stands."""
+
+    READY = "ready"
+    RESERVED = "reserved"
+    SCHEDULED = "scheduled"
+    BLOCKED = "blocked"
+
+
+class Priority(StrEnum):
+    """The bands, most urgent first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most urgent."""
+        return list(Priority).index(self)
+
+
+def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(metadata)
+    if "\\u0000" in text:
+        message = "contains a NUL character, which PostgreSQL cannot store; remove it"
+        raise ValueError(message)
+    if len(text) > MAX_METADATA_BYTES:
+        message = f"is {len(text):,} bytes of JSON; at most {MAX_METADATA_BYTES:,}"
+        raise ValueError(message)
+    return metadata
+
+
+AgentId = Annotated[CleanText, Field(min_length=1, max_length=100)]
+ChannelId = Annotated[str, Field(pattern=r"^\d{17,19}$")]
+
+
+class TaskRequest(BaseModel):
+    """A task that is asked for, valid in everything that needs no model and no database."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: uuid.UUID = Field(default_factory=uuid_utils.compat.uuid7)
+    type: str
+    payload: Payload
+    agent_id: AgentId = "default"
+    priority: Priority = Priority.MEDIUM
+    model: Annotated[CleanText, Field(min_length=1, max_length=500)] | None = None
+    user_id: Annotated[CleanText, Field(min_length=1, max_length=100)] | None = None
+    channel_id: ChannelId | None = None
+    title: Annotated[CleanText, Field(min_length=1, max_length=200)]
+    description: Annotated[CleanText, Field(max_length=2_000)] | None = None
+    metadata: Annotated[dict[str, Any], AfterValidator(_check_metadata)] = Field(default_factory=dict)
+
+
+def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> TaskRequest:
+    """Validate what a caller asks for.
+
+    Args:
+        kind_name: A kind of the catalogue: `text`, `echo`, ...
+        payload: The kind's own fields.
+        **fields: Fields of `TaskRequest`; None means absent.
+
+    Raises:
+        InvalidRequestError: Naming the first bad field, its value and what would be right.
+    """
+    kind = get_kind(kind_name)
+    given = {name: value for name, value in fields.items() if value is not None}
+    if kind.needs_model and "model" not in given:
+        raise InvalidRequestError("model", None, f"a task of type {kind_name} names a model")
+    try:
+        checked = kind.payload.model_validate(dict(payload))
+        given.setdefault("title", checked.make_title())
+        return TaskRequest(type=kind_name, payload=checked, **given)
+    except ValidationError as exc:
+        raise describe_first_error(exc) from exc
+
+
+def describe_first_error(exc: ValidationError) -> InvalidRequestError:
+    """The first of pydantic's errors as one of ours: the field, the value, the remedy."""
+    error = exc.errors(include_url=False)[0]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        field, _, remedy = message.partition(": ")
+        return InvalidRequestError(field, error["input"].get(field), remedy)
+    field = ".".join(str(part) for part in error["loc"])
+    bounds = error.get("ctx", {})
+    match error["type"]:
+        case "too_short" | "string_too_short":
+            remedy = f"too short; at least {bounds['min_length']:,} long"
+        case "too_long" | "string_too_long":
+            remedy = f"too long; at most {bounds['max_length']:,} long"
+        case "string_pattern_mismatch":
+            remedy = f"does not match {bounds['pattern']}"
+        case "extra_forbidden":
+            remedy = "no such field; remove it"
+        case _:
+            remedy = message[:1].lower() + message[1:]
+    return InvalidRequestError(field, error["input"], remedy)
+
+
+class TaskError(BaseModel):
+    """Why a task failed or was cancelled."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Attempt(BaseModel):
+    """One try at a task that has ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    worker_name: str | None
+    started_at: datetime | None
+    finished_at: datetime
+    outcome: str
+    error: TaskError | None
+    usage: dict[str, Any] | None
+
+
+class Task(BaseModel):
+    """The record of a task. Times are PostgreSQL's, UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: uuid.UUID
+    seq: int
+    type: str
+    title: str
+    description: str | None
+    status: Status
+    queue_state: QueueState | None
+    priority: Priority
+    agent_id: str
+    user_id: str | None
+    channel_id: str | None
+    model: str | None
+    payload: dict[str, Any]
+    metadata: dict[str, Any]
+    result: dict[str, Any] | None
+    error: TaskError | None
+    usage: dict[str, Any] | None
+    progress: float
+    attempt: int
+    failures: int
+    max_attempts: int
+    worker_id: uuid.UUID | None
+    not_before: datetime | None
+    expires_at: datetime | None
+    depends_on: list[uuid.UUID]
+    idempotency_key: str | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def parse_task_id(text: str | uuid.UUID) -> uuid.UUID:
+    """The id that a caller wrote.
+
+    Raises:
+        TaskNotFoundError: If it is no UUID, and so no task's.
+    """
+    try:
+        return text if isinstance(text, uuid.UUID) else uuid.UUID(text)
+    except ValueError as exc:
+        raise TaskNotFoundError(text) from exc

@@ -1,0 +1,19 @@
+"""Engines: what computes, in a process of its own under each worker.
+
+    worker process                       engine process (its GPUs pinned by CUDA_VISIBLE_DEVICES)
+    link.EngineLink ──commands──►  host.EngineHost: one thread: inbox ─► step() of each busy engine ─► events
+                    ◄──events────     engines by (kind, model): text, fake, ...
+
+    base      the Engine protocol and its events
+    wire      how commands and events cross the pipe: JSON frames
+    host      the engine process: loads, steps, evicts
+    link      the worker's end: starts, watches and restarts the process
+    fake      the `echo` kind: delays and failures on demand
+    text/     continuous batching over any causal language model
+
+Invariants: only the engine process imports torch; it ends when its worker ends, because the pipe closes. Whatever
+becomes of it, every request that the link accepted gets exactly one `Finished` or `Failed`.
+
+Decision: a process rather than a thread. A busy Python thread beside the engine's loop took it from 73 to 0.9 tokens a
+second, a CUDA context that is poisoned ends its process, and a process can be killed: that is how limits are kept.
+"""

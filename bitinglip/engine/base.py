@@ -1,0 +1,152 @@
+"""What every engine is: one loaded model that advances many requests, a step at a time.
+
+The process that holds the GPU (`engine.process`) owns one thread that calls `step()` on each of its busy engines in
+turn, so that engines of different kinds share a GPU without locks. An engine therefore never blocks for longer than one
+step and is never called from two threads.
+
+Invariant: for every request that `add` accepted, exactly one `Finished` or `Failed` is returned by a later `step()` or
+`cancel()`, and nothing for that request after it. A bad request fails alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One attempt at one task, as the engine sees it.
+
+    Attributes:
+        id: Unique within the process (`task_id:attempt`).
+        payload: The kind's validated payload, as JSON.
+        made_token_ids: Tokens that earlier attempts made and sent as `Text`; the text continues after them.
+    """
+
+    id: str
+    payload: JsonObject
+    made_token_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request has cost.
+
+    Attributes:
+        engine_seconds: Its share of every step that it took part in, prefill and decode.
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens made.
+    """
+
+    engine_seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request has left the engine's inbox and computes."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A fraction of the work, 0 to 1."""
+
+    request_id: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """New text, whole characters only, held-back stop strings excluded.
+
+    Attributes:
+        token_ids: The tokens made since the last `Text`; a new attempt continues from them.
+    """
+
+    request_id: str
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request is done; `result` is the kind's result as JSON."""
+
+    request_id: str
+    result: JsonObject
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended without a result.
+
+    Attributes:
+        code: Stable, snake_case: `invalid_request`, `prompt_too_long`, `out_of_memory`, `cancelled`, `engine_error`, ...
+        message: What, which, remedy; for a person.
+        retryable: Whether another attempt may succeed.
+    """
+
+    request_id: str
+    code: str
+    message: str
+    retryable: bool
+    usage: Usage = field(default_factory=Usage)
+
+
+EngineEvent = Started | Progress | Text | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to load one model.
+
+    Attributes:
+        model: The model's name, as tasks name it.
+        folder: Where its files are; None for a kind that needs no model.
+        devices: Torch devices, `cpu` or `cuda:N` counted within the process. More than one: spread by accelerate.
+        max_rows: Requests that compute at once.
+        memory_bytes: Budget on each device for weights, KV cache and working space; None leaves it to the engine.
+        dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
+    """
+
+    model: str
+    folder: Path | None
+    devices: Sequence[str] = ("cpu",)
+    max_rows: int = 16
+    memory_bytes: int | None = None
+    dtype: str = "auto"
+
+
+class Engine(Protocol):
+    """One loaded model. Made by a kind's `load(config: EngineConfig) -> Engine`, in the engine thread."""
+
+    def add(self, request: EngineRequest) -> None:
+        """Take a request. Never raises for a bad one: the next `step()` returns its `Failed`."""
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request at the next step, which returns `Failed(code='cancelled')`; an unknown id is ignored."""
+
+    def step(self) -> list[EngineEvent]:
+        """Advance every running request once and return what happened, in order.
+
+        Raises:
+            EngineBrokenError: If the engine cannot go on (a poisoned CUDA context). The process must end.
+        """
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step()` has anything to do now."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held now on the fullest device: weights and KV cache."""
+
+    def close(self) -> None:
+        """Let go of the model and its memory."""

@@ -1,0 +1,79 @@
+"""How commands and events cross the pipe between a worker and its engine: JSON frames, never pickles."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Started, Text, Usage
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Start a request on the engine of a kind and model, loading it first if need be."""
+
+    request_id: str
+    kind: str
+    model: str | None
+    folder: str | None
+    payload: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop a request at its engine's next step."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preload:
+    """Load a model before anyone asks for it."""
+
+    kind: str
+    model: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Which models the process holds now, and the bytes they take on its fullest device."""
+
+    models: list[str] = field(default_factory=list)
+    memory_bytes: int = 0
+
+
+Command = Run | Cancel | Preload
+Message = EngineEvent | Holding
+
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind for kind in (Run, Cancel, Preload, Holding, Started, Progress, Text, Finished, Failed)
+}
+
+
+def send(connection: "Connection[Any, Any]", messages: list[Any]) -> None:
+    """Send messages as one frame.
+
+    Raises:
+        OSError: If the other end is gone.
+    """
+    frame = [[type(message).__name__, asdict(message)] for message in messages]
+    connection.send_bytes(json.dumps(frame, separators=(",", ":")).encode())
+
+
+def receive(connection: "Connection[Any, Any]") -> list[Any]:
+    """Wait for one frame and return its messages.
+
+    Raises:
+        EOFError: If the other end has closed.
+        OSError: If the other end is gone.
+    """
+    return [_decode(name, fields) for name, fields in json.loads(connection.recv_bytes())]
+
+
+def _decode(name: str, fields: JsonObject) -> Any:
+    if "usage" in fields:
+        fields["usage"] = Usage(**fields["usage"])
+    return _TYPES[name](**fields)

@@ -1,0 +1,243 @@
+"""Every error that BitingLip raises on purpose, and what to do about it.
+
+    BitingLipError
+    ├── ConfigurationError          a setting or pools.toml is wrong
+    ├── InvalidRequestError         a field of a request is wrong
+    │   └── InvalidModelError       a model folder cannot be used
+    ├── NotFoundError
+    │   ├── TaskNotFoundError
+    │   └── ModelNotFoundError
+    ├── LimitExceededError          refused by a limit
+    ├── ServerUnreachableError
+    │   ├── DatabaseUnreachableError
+    │   ├── RedisUnreachableError
+    │   └── SystemNotRunningError
+    ├── SchemaVersionError          the database is older or newer than this code
+    ├── TaskEndedError              the task has no result: it failed or was cancelled
+    ├── ResultTimeoutError          the task goes on; the caller stopped waiting
+    ├── LeaseLostError              another worker owns the task now
+    └── EngineError
+        ├── EngineDiedError         the process is gone; its tasks run again
+        └── EngineBrokenError       the engine cannot go on; its process must end
+
+An error carries data and builds its message from it: what is wrong, which value, and the remedy. A request's errors
+cross process borders as `(code, message, retryable)`, never as pickled exceptions.
+"""
+
+from typing import ClassVar
+
+
+class BitingLipError(Exception):
+    """Root of the tree.
+
+    Attributes:
+        code: Stable, snake_case; stored with a failed task and printed by `--json`.
+        exit_code: What the command line exits with.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(BitingLipError):
+    """A setting or a line of pools.toml is wrong.
+
+    Args:
+        problems: One sentence each: the name, the value, the bound or the remedy.
+    """
+
+    code = "configuration"
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class InvalidRequestError(BitingLipError):
+    """A field of a request is wrong.
+
+    Args:
+        field: The field's name, as the caller wrote it.
+        value: The value, shortened.
+        remedy: What would be right.
+    """
+
+    code = "invalid_request"
+    exit_code = 2
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+        super().__init__(f"{field}: {_shorten(value)}: {remedy}")
+
+
+class InvalidModelError(InvalidRequestError):
+    """A model folder cannot be used: pickled weights, custom code, a damaged file."""
+
+    code = "invalid_model"
+
+
+class NotFoundError(BitingLipError):
+    """Nothing has that name."""
+
+    code = "not_found"
+    exit_code = 3
+
+
+class TaskNotFoundError(NotFoundError):
+    """No task has that id."""
+
+    code = "task_not_found"
+
+    def __init__(self, task_id: object) -> None:
+        self.task_id = task_id
+        super().__init__(f"task {_shorten(task_id)} is not known; list them with 'bitinglip task list'")
+
+
+class ModelNotFoundError(NotFoundError):
+    """The model is neither a folder nor known to any worker."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, known: list[str]) -> None:
+        self.model = model
+        names = ", ".join(known) or "none"
+        super().__init__(f"model: {_shorten(model)}: not known; name one of ({names}), or a folder with safetensors")
+
+
+class LimitExceededError(BitingLipError):
+    """Refused by a limit of the agent, the channel or the system."""
+
+    code = "limit_exceeded"
+    exit_code = 4
+
+
+class ServerUnreachableError(BitingLipError):
+    """A server does not answer."""
+
+    code = "server_unreachable"
+    exit_code = 5
+
+
+class DatabaseUnreachableError(ServerUnreachableError):
+    """PostgreSQL does not answer or refuses the login."""
+
+    code = "database_unreachable"
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        super().__init__(
+            f"PostgreSQL at {address} cannot be used: {reason}; check BITINGLIP_DATABASE_URL and that the server runs"
+        )
+
+
+class RedisUnreachableError(ServerUnreachableError):
+    """Redis does not answer or refuses the login."""
+
+    code = "redis_unreachable"
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        super().__init__(
+            f"Redis at {address} cannot be used: {reason}; check BITINGLIP_REDIS_URL and that the server runs"
+        )
+
+
+class SystemNotRunningError(ServerUnreachableError):
+    """No URLs are configured and no embedded system runs."""
+
+    code = "system_not_running"
+
+    def __init__(self, data_dir: object) -> None:
+        super().__init__(
+            f"no system runs in {data_dir}; start one with 'bitinglip up', "
+            "or set BITINGLIP_DATABASE_URL and BITINGLIP_REDIS_URL"
+        )
+
+
+class SchemaVersionError(BitingLipError):
+    """The database's schema is not the one this code was written for."""
+
+    code = "schema_version"
+    exit_code = 5
+
+    def __init__(self, found: str | None, expected: str, remedy: str) -> None:
+        self.found = found
+        self.expected = expected
+        super().__init__(f"the database is at revision {found or 'none'}, this code needs {expected}; {remedy}")
+
+
+class TaskEndedError(BitingLipError):
+    """The task has no result: it failed or was cancelled.
+
+    Args:
+        task_id: The task.
+        status: `failed` or `cancelled`.
+        error_code: The record's error code.
+        message: The record's error message.
+    """
+
+    code = "task_ended"
+    exit_code = 1
+
+    def __init__(self, task_id: object, status: str, error_code: str, message: str) -> None:
+        self.task_id = task_id
+        self.status = status
+        self.error_code = error_code
+        super().__init__(f"task {task_id} {status} ({error_code}): {message}")
+
+
+class ResultTimeoutError(BitingLipError):
+    """The caller's time is over; the task goes on."""
+
+    code = "result_timeout"
+    exit_code = 1
+
+    def __init__(self, task_id: object, seconds: float) -> None:
+        super().__init__(f"task {task_id} has not ended within {seconds:g} s; it goes on: 'bitinglip task show {task_id}'")
+
+
+class LeaseLostError(BitingLipError):
+    """Another worker owns the task, or nobody does; what was computed is discarded."""
+
+    code = "lease_lost"
+
+    def __init__(self, task_id: object, attempt: int) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        super().__init__(f"attempt {attempt} at task {task_id} is no longer this worker's; stop it")
+
+
+class EngineError(BitingLipError):
+    """The engine could not do something; the caller's request is not to blame."""
+
+    code = "engine_error"
+
+
+class EngineDiedError(EngineError):
+    """The engine process ended.
+
+    Args:
+        exit_status: As `subprocess` gives it: negative for a signal.
+        last_words: The end of what it wrote to stderr.
+    """
+
+    code = "engine_died"
+
+    def __init__(self, exit_status: int | None, last_words: str = "") -> None:
+        self.exit_status = exit_status
+        self.last_words = last_words
+        super().__init__(f"the engine process ended with {exit_status}; {last_words or 'it said nothing'}")
+
+
+class EngineBrokenError(EngineError):
+    """The engine cannot go on (a poisoned CUDA context); its process must end."""
+
+    code = "engine_broken"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"

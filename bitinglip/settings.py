@@ -1,0 +1,189 @@
+"""Every setting, one class per concern, read from the environment and `.env`.
+
+A setting has a unit, a bound and a default. Where no URLs are configured, the running embedded system is found through
+`running.json` in the data folder, so that a second terminal needs no configuration.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bitinglip.errors import ConfigurationError, SystemNotRunningError
+
+RUNNING_FILE = "running.json"
+
+
+class ServerUrls(NamedTuple):
+    """Where the two servers are. Both hold passwords: never log them."""
+
+    database_url: str
+    redis_url: str
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="BITINGLIP_", env_file=".env", extra="ignore", frozen=True)
+
+
+class ServerSettings(_Settings):
+    """Which PostgreSQL and Redis to use.
+
+    Attributes:
+        database_url: `postgresql://user:password@host:port/name`; None: the embedded server.
+        redis_url: `redis://[:password@]host:port/db`; None: the embedded server.
+        data_dir: Where the embedded servers keep their data.
+    """
+
+    database_url: str | None = None
+    redis_url: str | None = None
+    data_dir: Path = Path("~/.local/share/bitinglip")
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> Self:
+        if (self.database_url is None) != (self.redis_url is None):
+            message = "set both BITINGLIP_DATABASE_URL and BITINGLIP_REDIS_URL, or neither"
+            raise ValueError(message)
+        for name, url, schemes in (
+            ("BITINGLIP_DATABASE_URL", self.database_url, ("postgresql", "postgresql+psycopg2", "postgres")),
+            ("BITINGLIP_REDIS_URL", self.redis_url, ("redis", "rediss")),
+        ):
+            if url is not None and urlsplit(url).scheme not in schemes:
+                message = f"{name} starts with {urlsplit(url).scheme!r}; it must start with {schemes[0]}://"
+                raise ValueError(message)
+        return self
+
+    def find_urls(self) -> ServerUrls:
+        """The configured URLs, else those of the embedded system that runs in the data folder.
+
+        Raises:
+            SystemNotRunningError: If neither is there.
+        """
+        if self.database_url is not None and self.redis_url is not None:
+            return ServerUrls(self.database_url, self.redis_url)
+        running = read_running(self.data_dir)
+        if running is None:
+            raise SystemNotRunningError(self.data_dir.expanduser())
+        return ServerUrls(running["database_url"], running["redis_url"])
+
+
+class TaskSettings(_Settings):
+    """What a task gets when its submitter does not say.
+
+    Attributes:
+        max_retry_count: Attempts after the first that a failing task gets.
+        base_retry_delay: Seconds before the first retry; doubled for each one after it, jittered.
+        default_ttl: Seconds in the queue before a task expires.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="", populate_by_name=True)
+
+    max_retry_count: int = Field(
+        default=3, ge=0, le=10, validation_alias=AliasChoices("BITINGLIP_TASK_MAX_RETRY_COUNT", "TASK_MAX_RETRY_COUNT")
+    )
+    base_retry_delay: float = Field(
+        default=2, ge=1, le=60, validation_alias=AliasChoices("BITINGLIP_TASK_BASE_RETRY_DELAY", "TASK_BASE_RETRY_DELAY")
+    )
+    default_ttl: int = Field(
+        default=3600, ge=300, le=86_400, validation_alias=AliasChoices("BITINGLIP_TASK_DEFAULT_TTL", "TASK_DEFAULT_TTL")
+    )
+
+
+class WorkerSettings(_Settings):
+    """How a worker lives.
+
+    Attributes:
+        pools_file: Where the pools are described; None: `workers/pools.toml` of the checkout or the installed default.
+        heartbeat_seconds: Between two heartbeats.
+        lease_seconds: How long a silent worker keeps its tasks. At least three heartbeats.
+        stream_seconds: How long the events of a finished task stay readable in Redis.
+    """
+
+    pools_file: Path | None = None
+    heartbeat_seconds: float = Field(default=2.0, ge=0.2, le=60)
+    lease_seconds: float = Field(default=8.0, ge=1, le=600)
+    stream_seconds: int = Field(default=3600, ge=60, le=604_800)
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            message = (
+                f"BITINGLIP_LEASE_SECONDS is {self.lease_seconds:g}; "
+                f"it must be at least three heartbeats ({3 * self.heartbeat_seconds:g})"
+            )
+            raise ValueError(message)
+        return self
+
+
+class LogSettings(_Settings):
+    """What is logged, and how.
+
+    Attributes:
+        log_level: The least severe level that is written.
+        log_format: `text` for people, `json` for machines.
+    """
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+
+
+S = TypeVar("S", bound=_Settings)
+
+ALL_SETTINGS: tuple[type[_Settings], ...] = (ServerSettings, TaskSettings, WorkerSettings, LogSettings)
+
+
+def load_settings(settings: type[S]) -> S:
+    """The settings of one concern.
+
+    Raises:
+        ConfigurationError: Naming each bad setting, its value and its bound.
+    """
+    try:
+        loaded: S = _load_cached(settings)
+    except ValidationError as exc:
+        raise ConfigurationError(*_describe(settings, exc)) from exc
+    return loaded
+
+
+def read_running(data_dir: Path) -> dict[str, Any] | None:
+    """What the embedded system in `data_dir` wrote about itself, or None if none runs there."""
+    try:
+        running: dict[str, Any] = json.loads((data_dir.expanduser() / RUNNING_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    try:
+        os.kill(running["pid"], 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return running
+
+
+def find_operator_file(name: str) -> Path:
+    """A file or folder that an operator edits: of the checkout, else the default inside the installed package."""
+    package = Path(__file__).parent
+    checkout = package.parent / name
+    return checkout if checkout.exists() else package / "defaults" / Path(name).name
+
+
+@cache
+def _load_cached(settings: type[Any]) -> Any:
+    return settings()
+
+
+def _describe(settings: type[_Settings], exc: ValidationError) -> list[str]:
+    problems = []
+    for error in exc.errors():
+        if not error["loc"]:
+            problems.append(str(error["msg"]).removeprefix("Value error, "))
+            continue
+        name = str(error["loc"][0])
+        if name.islower():
+            name = f"{settings.model_config.get('env_prefix', '')}{name}".upper()
+        problems.append(f"{name} is {error['input']!r}: {error['msg'].lower()}")
+    return problems

@@ -1,0 +1,187 @@
+"""The queue in PostgreSQL, as the dispatcher reads and moves it. One statement a function.
+
+A lane is one agent's queue of one type in one band: a row of `agent_queues`, its tasks in the partial index
+`tasks_ready`. `has_ready` is a hint that makes idle lanes cost nothing; the tasks are the truth, and a sweep corrects
+the hint.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, Row, text
+
+from bitinglip.store.tasks import READY_CHANNEL
+
+DISPATCH_LOCK = 0x62697402
+"""Key of the advisory lock under which a round is planned and reserved."""
+
+LANES_PER_ROUND = 64
+RECHECK_SECONDS = 60
+
+
+def lock_dispatch(connection: Connection) -> None:
+    """Wait until no other dispatcher plans. Released with the transaction."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK})
+
+
+_WORKERS = text("""
+SELECT w.id, w.name, w.pool, w.kinds, w.models, w.slots,
+       (SELECT count(*) FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL) AS held
+FROM workers AS w WHERE w.state = 'ready' AND w.lease_expires_at > now()
+""")
+
+
+def list_open_workers(connection: Connection) -> Sequence[Row]:
+    """Workers that take tasks: id, name, pool, kinds, models, slots, held (reserved and running)."""
+    return connection.execute(_WORKERS).all()
+
+
+_LANES = text("""
+SELECT q.type, q.agent_id, q.priority, coalesce(s.virtual_time, 0) AS virtual_time, coalesce(a.weight, 1) AS weight,
+       coalesce((SELECT virtual_time FROM pools WHERE name = :pool), 0) AS clock
+FROM agent_queues AS q
+LEFT JOIN agents AS a ON a.id = q.agent_id
+LEFT JOIN agent_shares AS s ON s.pool = :pool AND s.agent_id = q.agent_id
+WHERE q.has_ready AND q.type = ANY(:types)
+ORDER BY q.priority, virtual_time, q.agent_id
+LIMIT :limit
+""")
+
+
+def list_lanes(connection: Connection, pool: str, types: Sequence[str]) -> Sequence[Row]:
+    """The lanes to serve next in a pool, most urgent band and least virtual time first."""
+    return connection.execute(_LANES, {"pool": pool, "types": list(types), "limit": LANES_PER_ROUND}).all()
+
+
+_HEADS = text("""
+SELECT l.ordinality - 1 AS lane, t.id, t.attempt, t.model
+FROM unnest(CAST(:types AS text[]), CAST(:agents AS text[]), CAST(:priorities AS task_priority[]))
+     WITH ORDINALITY AS l (type, agent_id, priority, ordinality)
+CROSS JOIN LATERAL (
+    SELECT id, attempt, model, seq FROM tasks
+    WHERE queue_state = 'ready' AND type = l.type AND agent_id = l.agent_id AND priority = l.priority
+    ORDER BY seq LIMIT :depth
+) AS t
+ORDER BY l.ordinality, t.seq
+""")
+
+
+def list_heads(connection: Connection, lanes: Sequence[tuple[str, str, str]], depth: int) -> Sequence[Row]:
+    """The first `depth` ready tasks of each lane (type, agent, priority): lane's index, id, attempt, model."""
+    return connection.execute(
+        _HEADS,
+        {
+            "types": [lane[0] for lane in lanes],
+            "agents": [lane[1] for lane in lanes],
+            "priorities": [lane[2] for lane in lanes],
+            "depth": depth,
+        },
+    ).all()
+
+
+_RESERVE = text("""
+UPDATE tasks AS t
+SET queue_state = 'reserved', worker_id = r.worker_id, reserved_at = now(), updated_at = now()
+FROM unnest(CAST(:ids AS uuid[]), CAST(:workers AS uuid[])) AS r (id, worker_id)
+WHERE t.id = r.id AND t.queue_state = 'ready'
+RETURNING t.id
+""")
+
+
+def reserve_tasks(
+    connection: Connection, assignments: Sequence[tuple[uuid.UUID, uuid.UUID]]
+) -> set[uuid.UUID]:
+    """Promise tasks to workers (task id, worker id); returns the ids that were still ready."""
+    rows = connection.execute(
+        _RESERVE,
+        {"ids": [str(task) for task, _ in assignments], "workers": [str(worker) for _, worker in assignments]},
+    )
+    return {row[0] for row in rows}
+
+
+_CHARGE = text("""
+WITH clock AS (
+    INSERT INTO pools (name, virtual_time) VALUES (:pool, :clock)
+    ON CONFLICT (name) DO UPDATE SET virtual_time = excluded.virtual_time
+)
+INSERT INTO agent_shares (pool, agent_id, virtual_time)
+SELECT :pool, c.agent_id, c.virtual_time
+FROM unnest(CAST(:agents AS text[]), CAST(:times AS float8[])) AS c (agent_id, virtual_time)
+ON CONFLICT (pool, agent_id) DO UPDATE SET virtual_time = excluded.virtual_time
+""")
+
+
+def set_virtual_times(connection: Connection, pool: str, clock: float, times: Mapping[str, float]) -> None:
+    """Write a pool's clock and the virtual times of the agents just served. Only under the dispatch lock."""
+    connection.execute(
+        _CHARGE, {"pool": pool, "clock": clock, "agents": list(times), "times": list(times.values())}
+    )
+
+
+_EMPTIED = text("""
+UPDATE agent_queues AS q SET has_ready = false, emptied_at = now()
+FROM unnest(CAST(:types AS text[]), CAST(:agents AS text[]), CAST(:priorities AS task_priority[]))
+     AS l (type, agent_id, priority)
+WHERE (q.type, q.agent_id, q.priority) = (l.type, l.agent_id, l.priority)
+AND NOT EXISTS (
+    SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
+    AND t.type = l.type AND t.agent_id = l.agent_id AND t.priority = l.priority
+)
+""")
+
+
+def mark_emptied(connection: Connection, lanes: Sequence[tuple[str, str, str]]) -> None:
+    """Take the hint from lanes (type, agent, priority) that have no ready task left."""
+    connection.execute(
+        _EMPTIED,
+        {
+            "types": [lane[0] for lane in lanes],
+            "agents": [lane[1] for lane in lanes],
+            "priorities": [lane[2] for lane in lanes],
+        },
+    )
+
+
+_RECHECK = text("""
+UPDATE agent_queues AS q SET has_ready = true
+WHERE NOT q.has_ready AND q.emptied_at > now() - make_interval(secs => :seconds)
+AND EXISTS (
+    SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
+    AND t.type = q.type AND t.agent_id = q.agent_id AND t.priority = q.priority
+)
+""")
+
+
+def recheck_emptied(connection: Connection) -> int:
+    """Give the hint back to lanes that a task entered while they were being emptied; returns how many.
+
+    A submitter that read `has_ready` before it was taken commits within `RECHECK_SECONDS`.
+    """
+    return connection.execute(_RECHECK, {"seconds": RECHECK_SECONDS}).rowcount
+
+
+_DUE = text("""
+WITH due AS (
+    UPDATE tasks SET queue_state = 'ready', updated_at = now()
+    WHERE id IN (
+        SELECT id FROM tasks WHERE queue_state = 'scheduled' AND not_before <= now()
+        ORDER BY not_before LIMIT 1000 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING type, agent_id, priority
+), woken AS (
+    INSERT INTO agent_queues AS q (type, agent_id, priority)
+    SELECT DISTINCT type, agent_id, priority FROM due
+    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+)
+SELECT count(*) FROM due
+""")
+
+
+def wake_scheduled(connection: Connection) -> int:
+    """Make tasks ready whose time has come; returns how many."""
+    return int(connection.scalar(_DUE) or 0)
+
+
+def notify_dispatchers(connection: Connection) -> None:
+    """Wake every dispatcher when this transaction commits."""
+    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": READY_CHANNEL})

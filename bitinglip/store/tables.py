@@ -1,0 +1,206 @@
+"""The tables. `migrations/` brings a database here; `alembic check` proves that it does.
+
+`tasks` is narrow: only what scheduling touches. What a task says and gave is in `task_details`, written twice in its
+life. `attempts` holds the attempts that have ended; the one that runs is the task's own row.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from bitinglip.domain.task import Priority, QueueState, Status
+
+metadata = MetaData()
+
+
+def _enum(kind: type[Status] | type[QueueState] | type[Priority], name: str) -> Enum:
+    return Enum(kind, name=name, values_callable=lambda members: [member.value for member in members], metadata=metadata)
+
+
+STATUS = _enum(Status, "task_status")
+QUEUE_STATE = _enum(QueueState, "task_queue_state")
+PRIORITY = _enum(Priority, "task_priority")
+TIME = DateTime(timezone=True)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("type", Text, nullable=False),
+    Column("status", STATUS, nullable=False, server_default=Status.PENDING),
+    Column("queue_state", QUEUE_STATE, nullable=True, server_default=QueueState.READY),
+    Column("priority", PRIORITY, nullable=False, server_default=Priority.MEDIUM),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("failures", SmallInteger, nullable=False, server_default="0"),
+    Column("max_attempts", SmallInteger, nullable=False),
+    Column("progress", Double, nullable=False, server_default="0"),
+    Column("agent_id", Text, nullable=False),
+    Column("user_id", Text),
+    Column("channel_id", Text),
+    Column("model", Text),
+    Column("worker_id", Uuid),
+    Column("error_code", Text),
+    Column("idempotency_key", Text),
+    Column("not_before", TIME),
+    Column("expires_at", TIME),
+    Column("reserved_at", TIME),
+    Column("cancel_requested_at", TIME),
+    Column("created_at", TIME, nullable=False, server_default=func.now()),
+    Column("updated_at", TIME, nullable=False, server_default=func.now()),
+    Column("started_at", TIME),
+    Column("finished_at", TIME),
+    CheckConstraint("(status = 'pending') = (queue_state IS NOT NULL)", name="tasks_queue_state_while_pending"),
+    CheckConstraint(
+        "(status IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="tasks_finished_when_final"
+    ),
+    CheckConstraint("status <> 'in_progress' OR worker_id IS NOT NULL", name="tasks_running_has_worker"),
+    CheckConstraint("queue_state <> 'reserved' OR worker_id IS NOT NULL", name="tasks_reserved_has_worker"),
+    CheckConstraint("queue_state <> 'scheduled' OR not_before IS NOT NULL", name="tasks_scheduled_has_time"),
+    CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", name="tasks_failed_has_error"),
+    CheckConstraint("attempt >= 1", name="tasks_attempt_from_one"),
+    CheckConstraint("failures BETWEEN 0 AND max_attempts", name="tasks_failures_bounded"),
+    CheckConstraint("max_attempts BETWEEN 1 AND 11", name="tasks_max_attempts_bounded"),
+    CheckConstraint("progress BETWEEN 0 AND 1", name="tasks_progress_fraction"),
+    CheckConstraint("length(agent_id) BETWEEN 1 AND 100", name="tasks_agent_id_length"),
+    CheckConstraint("length(user_id) BETWEEN 1 AND 100", name="tasks_user_id_length"),
+    CheckConstraint(r"channel_id ~ '^\d{17,19}$'", name="tasks_channel_id_digits"),
+    Index("tasks_seq", "seq", unique=True),
+    Index("tasks_ready", "type", "agent_id", "priority", "seq", postgresql_where=text("queue_state = 'ready'")),
+    Index("tasks_scheduled", "not_before", postgresql_where=text("queue_state = 'scheduled'")),
+    Index("tasks_held", "worker_id", postgresql_where=text("worker_id IS NOT NULL AND finished_at IS NULL")),
+    Index("tasks_status", "status", "priority", "seq"),
+    Index("tasks_agent", "agent_id", "status", "seq"),
+    Index("tasks_channel", "channel_id", "status", "seq", postgresql_where=text("channel_id IS NOT NULL")),
+    Index("tasks_created", "created_at", postgresql_using="brin"),
+    Index(
+        "tasks_idempotency",
+        "agent_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    postgresql_with={"fillfactor": "70"},
+)
+
+task_details = Table(
+    "task_details",
+    metadata,
+    Column("task_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("description", Text),
+    Column("payload", JSONB, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("depends_on", ARRAY(Uuid), nullable=False, server_default=text("'{}'")),
+    Column("result", JSONB),
+    Column("error", JSONB),
+    Column("usage", JSONB),
+    CheckConstraint("length(title) BETWEEN 1 AND 200", name="task_details_title_length"),
+    CheckConstraint("length(description) <= 2000", name="task_details_description_length"),
+    CheckConstraint("jsonb_typeof(payload) = 'object'", name="task_details_payload_object"),
+    CheckConstraint("jsonb_typeof(metadata) = 'object'", name="task_details_metadata_object"),
+    Index(
+        "task_details_metadata",
+        "metadata",
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+        postgresql_where=text("metadata <> '{}'"),
+    ),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("task_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("worker_id", Uuid),
+    Column("outcome", Text, nullable=False),
+    Column("error", JSONB),
+    Column("usage", JSONB),
+    Column("started_at", TIME),
+    Column("finished_at", TIME, nullable=False, server_default=func.now()),
+    CheckConstraint(
+        "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'lost')", name="attempts_outcome_known"
+    ),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("weight", Double, nullable=False, server_default="1"),
+    Column("created_at", TIME, nullable=False, server_default=func.now()),
+    CheckConstraint("length(id) BETWEEN 1 AND 100", name="agents_id_length"),
+    CheckConstraint("weight > 0 AND weight <= 1000", name="agents_weight_bounded"),
+)
+
+agent_shares = Table(
+    "agent_shares",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("agent_id", Text, primary_key=True),
+    Column("virtual_time", Double, nullable=False, server_default="0"),
+)
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("virtual_time", Double, nullable=False, server_default="0"),
+)
+
+agent_queues = Table(
+    "agent_queues",
+    metadata,
+    Column("type", Text, primary_key=True),
+    Column("agent_id", Text, primary_key=True),
+    Column("priority", PRIORITY, primary_key=True),
+    Column("has_ready", Boolean, nullable=False, server_default=true()),
+    Column("emptied_at", TIME),
+    Index("agent_queues_ready", "type", "priority", postgresql_where=text("has_ready")),
+    Index("agent_queues_emptied", "emptied_at", postgresql_where=text("NOT has_ready")),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("pool", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="ready"),
+    Column("kinds", ARRAY(Text), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("gpus", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("models", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("memory_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("memory_limit_bytes", BigInteger),
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("started_at", TIME, nullable=False, server_default=func.now()),
+    Column("last_seen_at", TIME, nullable=False, server_default=func.now()),
+    Column("lease_expires_at", TIME, nullable=False),
+    CheckConstraint("state IN ('ready', 'draining', 'gone')", name="workers_state_known"),
+    CheckConstraint("slots BETWEEN 1 AND 4096", name="workers_slots_bounded"),
+    Index("workers_name_alive", "name", unique=True, postgresql_where=text("state <> 'gone'")),
+)

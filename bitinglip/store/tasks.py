@@ -1,0 +1,230 @@
+"""The life of a task in PostgreSQL: insert, claim, finish, cancel. One statement a function, many tasks a statement.
+
+Invariant: every write by a worker names `(id, attempt, worker_id)` and the status it found. A worker that no longer
+owns the attempt changes no row, and the statement says so by not returning it.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from bitinglip.domain.task import TaskRequest
+
+READY_CHANNEL = "bitinglip_ready"
+"""NOTIFY channel on which dispatchers wait for work and for free slots."""
+
+_INSERT = text("""
+WITH input AS MATERIALIZED (
+    SELECT * FROM ROWS FROM (jsonb_to_recordset(CAST(:rows AS jsonb)) AS (
+        id uuid, type text, priority task_priority, agent_id text, user_id text, channel_id text, model text,
+        title text, description text, payload jsonb, metadata jsonb
+    )) WITH ORDINALITY
+), new_tasks AS (
+    INSERT INTO tasks (id, type, priority, agent_id, user_id, channel_id, model, max_attempts, expires_at)
+    SELECT id, type, priority, agent_id, user_id, channel_id, model, :max_attempts,
+           now() + make_interval(secs => :ttl_seconds)
+    FROM input ORDER BY ordinality
+), new_details AS (
+    INSERT INTO task_details (task_id, title, description, payload, metadata)
+    SELECT id, title, description, payload, metadata FROM input
+), new_agents AS (
+    INSERT INTO agents (id)
+    SELECT DISTINCT agent_id FROM input WHERE NOT EXISTS (SELECT FROM agents WHERE agents.id = input.agent_id)
+    ON CONFLICT DO NOTHING
+), woken_queues AS (
+    INSERT INTO agent_queues AS q (type, agent_id, priority)
+    SELECT DISTINCT type, agent_id, priority FROM input
+    WHERE NOT EXISTS (
+        SELECT FROM agent_queues AS known
+        WHERE (known.type, known.agent_id, known.priority) = (input.type, input.agent_id, input.priority)
+        AND known.has_ready
+    )
+    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+    RETURNING 1
+)
+SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM woken_queues)
+""")
+
+
+def insert_tasks(
+    connection: Connection, requests: Sequence[TaskRequest], *, max_attempts: int, ttl_seconds: float
+) -> None:
+    """Record tasks, ready to run, in the order given.
+
+    The dispatchers are notified only when a queue turns from empty to non-empty: a NOTIFY takes a lock that all
+    notifying commits share. A queue that a dispatcher empties at this very moment is found by its next sweep.
+    """
+    rows = json.dumps([_request_row(request) for request in requests])
+    connection.execute(
+        _INSERT, {"rows": rows, "max_attempts": max_attempts, "ttl_seconds": ttl_seconds, "channel": READY_CHANNEL}
+    )
+
+
+def _request_row(request: TaskRequest) -> dict[str, Any]:
+    return {
+        "id": str(request.id),
+        "type": request.type,
+        "priority": request.priority,
+        "agent_id": request.agent_id,
+        "user_id": request.user_id,
+        "channel_id": request.channel_id,
+        "model": request.model,
+        "title": request.title,
+        "description": request.description,
+        "payload": request.payload.model_dump(mode="json", exclude_defaults=True),
+        "metadata": request.metadata,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """One attempt at one task: all that a message carries."""
+
+    task_id: uuid.UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedTask:
+    """What a worker needs to run an attempt that is now its own."""
+
+    task_id: uuid.UUID
+    attempt: int
+    type: str
+    model: str | None
+    agent_id: str
+    failures: int
+    max_attempts: int
+    payload: dict[str, Any]
+
+
+_CLAIM = text("""
+UPDATE tasks AS t
+SET status = 'in_progress', queue_state = NULL, started_at = now(), updated_at = now()
+FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS c (id, attempt)
+JOIN task_details AS d ON d.task_id = c.id
+WHERE t.id = c.id AND t.attempt = c.attempt AND t.worker_id = :worker_id AND t.cancel_requested_at IS NULL
+AND (t.queue_state = 'reserved' OR t.status = 'in_progress')
+RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attempts, d.payload
+""")
+
+
+def claim_tasks(connection: Connection, doorbells: Sequence[Doorbell], worker_id: uuid.UUID) -> list[ClaimedTask]:
+    """Take the lease on those of the attempts that are reserved for this worker; the others are not returned.
+
+    Idempotent for the same worker and attempt: a reply that was lost is asked for again.
+    """
+    rows = connection.execute(
+        _CLAIM,
+        {
+            "ids": [str(bell.task_id) for bell in doorbells],
+            "attempts": [bell.attempt for bell in doorbells],
+            "worker_id": worker_id,
+        },
+    )
+    return [ClaimedTask(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one attempt ended.
+
+    Attributes:
+        outcome: `completed`, `failed`, `cancelled` end the task; `retried` spends a failure and schedules the next
+            attempt after `retry_seconds`; `lost` makes it ready again at no cost.
+        retry_seconds: Before a `retried` task is ready again.
+    """
+
+    task_id: uuid.UUID
+    attempt: int
+    outcome: str
+    result: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+    usage: Mapping[str, Any] | None = None
+    retry_seconds: float = 0.0
+
+
+_FINISH = text("""
+WITH input AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r (
+        task_id uuid, attempt integer, outcome text, result jsonb, error jsonb, usage jsonb, retry_seconds float8
+    )
+), ended AS (
+    UPDATE tasks AS t SET
+        status = CASE WHEN i.outcome IN ('retried', 'lost') THEN 'pending' ELSE CAST(i.outcome AS task_status) END,
+        queue_state = CASE i.outcome WHEN 'retried' THEN 'scheduled' WHEN 'lost' THEN 'ready'
+                      END::task_queue_state,
+        not_before = CASE i.outcome WHEN 'retried' THEN now() + make_interval(secs => i.retry_seconds)
+                     ELSE t.not_before END,
+        attempt = t.attempt + CASE WHEN i.outcome IN ('retried', 'lost') THEN 1 ELSE 0 END,
+        failures = t.failures + CASE WHEN i.outcome IN ('retried', 'failed') THEN 1 ELSE 0 END,
+        worker_id = CASE WHEN i.outcome IN ('retried', 'lost') THEN NULL ELSE t.worker_id END,
+        progress = CASE WHEN i.outcome = 'completed' THEN 1 ELSE t.progress END,
+        error_code = i.error ->> 'code',
+        finished_at = CASE WHEN i.outcome IN ('retried', 'lost') THEN NULL ELSE now() END,
+        updated_at = now()
+    FROM input AS i
+    WHERE t.id = i.task_id AND t.attempt = i.attempt AND t.worker_id = :worker_id AND t.status = 'in_progress'
+    RETURNING t.id, t.type, t.agent_id, t.priority, t.started_at,
+              i.attempt, i.outcome, i.result, i.error, i.usage
+), new_attempts AS (
+    INSERT INTO attempts (task_id, attempt, worker_id, outcome, error, usage, started_at)
+    SELECT id, attempt, :worker_id, outcome, error, usage, started_at FROM ended
+), new_details AS (
+    UPDATE task_details AS d SET result = e.result, error = e.error, usage = e.usage
+    FROM ended AS e WHERE d.task_id = e.id
+), woken_queues AS (
+    INSERT INTO agent_queues AS q (type, agent_id, priority)
+    SELECT DISTINCT type, agent_id, priority FROM ended WHERE outcome = 'lost'
+    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), notified AS (
+    SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM ended)
+)
+SELECT ended.id FROM ended LEFT JOIN notified ON true
+""")
+
+
+def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: uuid.UUID) -> set[uuid.UUID]:
+    """Record how attempts ended and return the ids of those that were still this worker's; the rest is discarded."""
+    rows = json.dumps(
+        [
+            {
+                "task_id": str(ending.task_id),
+                "attempt": ending.attempt,
+                "outcome": ending.outcome,
+                "result": ending.result,
+                "error": ending.error,
+                "usage": ending.usage,
+                "retry_seconds": ending.retry_seconds,
+            }
+            for ending in endings
+        ]
+    )
+    result = connection.execute(_FINISH, {"rows": rows, "worker_id": worker_id, "channel": READY_CHANNEL})
+    return {row[0] for row in result}
+
+
+_CANCEL = text("""
+UPDATE tasks SET
+    status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END,
+    queue_state = NULL,
+    finished_at = CASE WHEN status = 'pending' THEN now() END,
+    error_code = CASE WHEN status = 'pending' THEN 'cancelled' ELSE error_code END,
+    cancel_requested_at = coalesce(cancel_requested_at, now()),
+    updated_at = now()
+WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('pending', 'in_progress')
+RETURNING id, status = 'cancelled'
+""")
+
+
+def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
+    """Cancel pending tasks and flag running ones, in one decision each.
+
+    Returns whether it is cancelled already, by id; a finished or unknown task is not in the answer: its result wins.
+    """
+    rows = connection.execute(_CANCEL, {"ids": [str(task_id) for task_id in task_ids]})
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,15 @@
+"""A worker: a Celery process that waits, and the engine process that it watches.
+
+    Celery consumer ─► thread ─► lifecycle.run.TaskRunner ─► engine.link ─► engine process
+                                        │ claim, finish (gathered)
+    heartbeat (every 2 s) ─► PostgreSQL: lease renewed; missed, cancelled and lost tasks heard of
+
+    pools      workers/pools.toml: which kinds, GPUs, slots and memory a pool has
+    hardware   the GPUs of this machine
+    gather     many threads' statements become one
+    runtime    one worker's life: register, run, beat, leave
+    celery     how the runtime hangs on Celery's signals, and what `revoke` means here
+
+Invariants: at most `slots` attempts run at once, whether Celery or the heartbeat brought them. The heartbeat is enough
+to work: with Redis gone it delivers what is reserved.
+"""

@@ -1,0 +1,140 @@
+"""How a worker hangs on Celery: its signals, its configuration, and what `revoke` means here.
+
+`celery -A bitinglip worker` and `bitinglip worker start` both come through here. The pool and, where a pool has several
+workers on this machine, the number of the worker are in the environment: BITINGLIP_POOL, BITINGLIP_WORKER_NUMBER.
+"""
+
+import os
+import sys
+import threading
+import uuid
+from typing import Any
+
+from celery import signals
+from celery.worker.control import control_command
+from kombu import Queue
+
+from bitinglip.celery_app import app, find_config, queue_name
+from bitinglip.errors import BitingLipError
+from bitinglip.lifecycle.cancel import cancel
+from bitinglip.settings import ServerSettings, TaskSettings, WorkerSettings, load_settings
+from bitinglip.store.database import Database
+from bitinglip.streams.reader import connect
+from bitinglip.streams.writer import EventWriter
+from bitinglip.telemetry import configure_logging
+from bitinglip.worker.hardware import find_gpus
+from bitinglip.worker.pools import WorkerSpec, find_pools_file, plan_workers, read_pools
+from bitinglip.worker.runtime import WorkerRuntime
+
+POOL_VARIABLE = "BITINGLIP_POOL"
+NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
+
+_runtime: WorkerRuntime | None = None
+_spec: WorkerSpec | None = None
+_database: Database | None = None
+
+
+def get_runtime() -> WorkerRuntime:
+    """The runtime of this worker process.
+
+    Raises:
+        RuntimeError: Outside a worker.
+    """
+    if _runtime is None:
+        message = "no worker runs in this process; doorbells are for workers"
+        raise RuntimeError(message)
+    return _runtime
+
+
+def find_spec() -> WorkerSpec:
+    """The worker that the environment asks for.
+
+    Raises:
+        ConfigurationError: If pools.toml has no such pool, or the pool no such worker here.
+    """
+    pools = read_pools(find_pools_file())
+    pool_name = os.environ.get(POOL_VARIABLE) or next(iter(pools))
+    specs = plan_workers(pool_name, pools, find_gpus())
+    return specs[int(os.environ.get(NUMBER_VARIABLE, "0"))]
+
+
+@signals.celeryd_init.connect
+def _configure(sender: str, conf: Any, **_: object) -> None:
+    """Before Celery reads its configuration: this worker's queue and its threads."""
+    global _spec  # noqa: PLW0603 - one worker a process
+    try:
+        configure_logging()
+        _spec = find_spec()
+    except BitingLipError as exc:
+        _give_up(exc)
+    conf.worker_concurrency = _spec.pool.slots
+    conf.task_queues = [Queue(queue_name(sender), routing_key=queue_name(sender))]
+    conf.task_default_queue = queue_name(sender)
+    sys.stderr.write(f"bitinglip: configuration {find_config()}, pools {find_pools_file()}\n")
+
+
+@signals.worker_init.connect
+def _start(sender: Any, **_: object) -> None:
+    """Before the consumer starts: register, start the engine and the heartbeat."""
+    global _runtime, _database  # noqa: PLW0603 - one worker a process
+    assert _spec is not None  # noqa: S101 - celeryd_init comes first
+    try:
+        urls = load_settings(ServerSettings).find_urls()
+        settings = load_settings(WorkerSettings)
+        _database = Database(urls.database_url, name=f"bitinglip-worker {sender.hostname}")
+        _runtime = WorkerRuntime(
+            sender.hostname,
+            _spec,
+            _database,
+            EventWriter(connect(urls.redis_url), keep_seconds=settings.stream_seconds),
+            worker_settings=settings,
+            task_settings=load_settings(TaskSettings),
+        )
+        _runtime.start()
+    except BitingLipError as exc:
+        _give_up(exc)
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: object) -> None:
+    """At SIGTERM: take no more. In a thread, because a signal handler must not wait for PostgreSQL."""
+    if _runtime is not None:
+        threading.Thread(target=_runtime.drain, name="drain").start()
+
+
+@signals.worker_shutdown.connect
+def _leave(**_: object) -> None:
+    """After the last running task: give back what was only reserved."""
+    if _runtime is not None:
+        _runtime.stop()
+
+
+@control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def revoke_tasks(state: Any, task_id: Any, **_: object) -> dict[str, str]:
+    """Celery's revoke, Flower's button included: cancel the tasks.
+
+    Not Celery's own: its set of revoked ids lives in one process, would refuse a task that is retried later, and cannot
+    stop a thread. `terminate` needs no special case: a running task is stopped at its next step either way.
+    """
+    asked = [task_id] if isinstance(task_id, str) else list(task_id or [])
+    if _database is None:
+        return {"error": "this worker has not started"}
+    try:
+        done = cancel(_database, [uuid.UUID(item) for item in asked])
+    except (ValueError, BitingLipError) as exc:
+        return {"error": str(exc)}
+    for item, ended in done.items():
+        if ended:
+            send_revoked_event(str(item))
+    return {"ok": f"tasks {', '.join(map(str, done)) or 'none'} are cancelled or will be at their next step"}
+
+
+def send_revoked_event(task_id: str) -> None:
+    """Tell Celery's monitors that a task was cancelled."""
+    with app.events.default_dispatcher() as dispatcher:
+        dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+
+
+def _give_up(exc: BitingLipError) -> Any:
+    sys.stderr.write(f"{exc}\n")
+    raise SystemExit(exc.exit_code) from exc

@@ -1,0 +1,62 @@
+"""Gather what many threads ask for into one call, as databases gather commits."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class _Cell(Generic[Q, A]):
+    __slots__ = ("answer", "done", "error", "question")
+
+    def __init__(self, question: Q) -> None:
+        self.question = question
+        self.done = False
+        self.answer: A
+        self.error: Exception | None = None
+
+
+class Gatherer(Generic[Q, A]):
+    """Calls `answer_all` with everything that was asked while its last call ran.
+
+    No thread of its own and no delay: a lone question is answered at once, by the thread that asks.
+
+    Args:
+        answer_all: As many answers as questions, in their order. What it raises, every asker of that call gets.
+        max_questions: In one call.
+    """
+
+    def __init__(self, answer_all: Callable[[list[Q]], Sequence[A]], *, max_questions: int = 500) -> None:
+        self._answer_all = answer_all
+        self._max_questions = max_questions
+        self._waiting: list[_Cell[Q, A]] = []
+        self._mutex = threading.Lock()
+        self._turn = threading.Lock()
+
+    def ask(self, question: Q) -> A:
+        """The answer to one question."""
+        cell: _Cell[Q, A] = _Cell(question)
+        with self._mutex:
+            self._waiting.append(cell)
+        with self._turn:
+            while not cell.done:
+                with self._mutex:
+                    batch = self._waiting[: self._max_questions]
+                    del self._waiting[: self._max_questions]
+                self._answer(batch)
+        if cell.error is not None:
+            raise cell.error
+        return cell.answer
+
+    def _answer(self, batch: list[_Cell[Q, A]]) -> None:
+        try:
+            answers = self._answer_all([cell.question for cell in batch])
+            for cell, answer in zip(batch, answers, strict=True):
+                cell.answer = answer
+        except Exception as exc:  # noqa: BLE001 - every asker gets it
+            for cell in batch:
+                cell.error = exc
+        for cell in batch:
+            cell.done = True

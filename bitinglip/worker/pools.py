@@ -1,0 +1,147 @@
+"""`workers/pools.toml`: the pools, and which workers a pool has on a machine.
+
+A pool is the workers with one policy. A worker has one GPU, or `gpus_per_worker` of them for models that need several;
+a machine without a GPU, or a pool with `gpus = []`, has one worker on the CPU.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bitinglip.domain.catalogue import find_kinds
+from bitinglip.errors import ConfigurationError
+from bitinglip.settings import WorkerSettings, find_operator_file, load_settings
+from bitinglip.worker.hardware import Gpu
+
+
+class Pool(BaseModel):
+    """One table of pools.toml.
+
+    Attributes:
+        kinds: Types of task that its workers do.
+        gpus: `all`, or their indexes; an empty list means CPU.
+        gpus_per_worker: How many GPUs one worker spreads a model over.
+        slots: Tasks that one worker runs at once.
+        memory_share: Part of each GPU's memory that its engine may hold.
+        preload: Models loaded when a worker starts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: list[str] = Field(min_length=1)
+    gpus: Literal["all"] | list[int] = "all"
+    gpus_per_worker: int = Field(default=1, ge=1, le=16)
+    slots: int = Field(default=16, ge=1, le=4096)
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    preload: list[str] = Field(default_factory=list)
+
+    @field_validator("kinds")
+    @classmethod
+    def _check_kinds(cls, kinds: list[str]) -> list[str]:
+        known = sorted(find_kinds())
+        for kind in kinds:
+            if kind not in known:
+                message = f"{kind!r} is no kind of task; choose from {', '.join(known)}"
+                raise ValueError(message)
+        return kinds
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if isinstance(self.gpus, list):
+            doubled = sorted({index for index in self.gpus if self.gpus.count(index) > 1})
+            if doubled:
+                message = f"gpus lists {doubled[0]} twice; name each GPU once"
+                raise ValueError(message)
+            if len(self.gpus) % self.gpus_per_worker:
+                message = f"{len(self.gpus)} gpus cannot be split into workers of {self.gpus_per_worker}"
+                raise ValueError(message)
+        return self
+
+
+class _PoolsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pools: dict[str, Pool] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker that a pool has on this machine.
+
+    Attributes:
+        number: From 0, within the pool on this machine.
+    """
+
+    pool_name: str
+    pool: Pool
+    number: int
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """What its engine may hold on each GPU; None on a CPU, where the engine decides."""
+        if not self.gpus:
+            return None
+        return int(min(gpu.memory_bytes for gpu in self.gpus) * self.pool.memory_share)
+
+
+def find_pools_file() -> Path:
+    """The pools.toml in force."""
+    return load_settings(WorkerSettings).pools_file or find_operator_file("workers/pools.toml")
+
+
+def read_pools(path: Path) -> dict[str, Pool]:
+    """The pools by name, in the file's order.
+
+    Raises:
+        ConfigurationError: Naming each wrong key, its value and what would be right.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigurationError(f"BITINGLIP_POOLS_FILE is {str(path)!r}: {exc.strerror}; name a pools.toml") from exc
+    except ValueError as exc:
+        raise ConfigurationError(f"{path}: {exc}; it must be TOML") from exc
+    try:
+        return _PoolsFile.model_validate(content).pools
+    except ValidationError as exc:
+        raise ConfigurationError(*(_describe(path, error) for error in exc.errors())) from exc
+
+
+def plan_workers(pool_name: str, pools: dict[str, Pool], gpus: Sequence[Gpu]) -> list[WorkerSpec]:
+    """The workers that a pool has on this machine.
+
+    Raises:
+        ConfigurationError: If the pool is unknown or names a GPU that is not there.
+    """
+    if pool_name not in pools:
+        raise ConfigurationError(f"pool {pool_name!r} is not in pools.toml; choose from {', '.join(pools)}")
+    pool = pools[pool_name]
+    by_index = {gpu.index: gpu for gpu in gpus}
+    if pool.gpus == "all":
+        chosen = list(gpus)[: len(gpus) - len(gpus) % pool.gpus_per_worker]
+    else:
+        for index in pool.gpus:
+            if index not in by_index:
+                found = ", ".join(map(str, by_index)) or "none"
+                raise ConfigurationError(f"pool {pool_name!r} names GPU {index}, this machine has {found}")
+        chosen = [by_index[index] for index in pool.gpus]
+    if not chosen:
+        return [WorkerSpec(pool_name, pool, 0, ())]
+    size = pool.gpus_per_worker
+    groups = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    return [WorkerSpec(pool_name, pool, number, group) for number, group in enumerate(groups)]
+
+
+def _describe(path: Path, error: "object") -> str:
+    assert isinstance(error, dict)  # noqa: S101 - pydantic's ErrorDetails
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(Pool.model_fields)
+        return f"{path}: {where} is unknown; the keys of a pool are {known}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {where} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
