@@ -13,7 +13,13 @@ worker_prefetch_multiplier = 1
 
 # The record in PostgreSQL is the truth: a doorbell that is lost is delivered by the worker's heartbeat. So no copy of
 # unacknowledged messages in Redis, and no visibility timeout that would deliver one twice.
-broker_transport_options = {"ack_emulation": False, "socket_timeout": 10, "socket_connect_timeout": 2}
+# One priority step: order is decided in PostgreSQL.
+broker_transport_options = {
+    "ack_emulation": False,
+    "priority_steps": [0],
+    "socket_timeout": 10,
+    "socket_connect_timeout": 2,
+}
 
 # Come back whenever Redis does. A task that runs goes on while the broker is away.
 broker_connection_retry_on_startup = True
@@ -33,5 +39,6 @@ worker_send_task_events = True
 task_track_started = True
 
 worker_hijack_root_logger = False
+worker_redirect_stdouts = False
 enable_utc = True
 timezone = "UTC"

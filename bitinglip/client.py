@@ -57,9 +57,7 @@ class Client:
         SchemaVersionError: If its schema is not this code's.
     """
 
-    def __init__(
-        self, database_url: str | None = None, redis_url: str | None = None, *, connections: int = 2
-    ) -> None:
+    def __init__(self, database_url: str | None = None, redis_url: str | None = None, *, connections: int = 2) -> None:
         urls = (
             ServerUrls(database_url, redis_url)
             if database_url and redis_url
@@ -345,9 +343,7 @@ class AsyncClient:
         connections: As for `Client`.
     """
 
-    def __init__(
-        self, database_url: str | None = None, redis_url: str | None = None, *, connections: int = 4
-    ) -> None:
+    def __init__(self, database_url: str | None = None, redis_url: str | None = None, *, connections: int = 4) -> None:
         self._open = lambda: Client(database_url, redis_url, connections=connections)
         self._client: Client | None = None
 

@@ -196,7 +196,9 @@ class ResultTimeoutError(BitingLipError):
     exit_code = 1
 
     def __init__(self, task_id: object, seconds: float) -> None:
-        super().__init__(f"task {task_id} has not ended within {seconds:g} s; it goes on: 'bitinglip task show {task_id}'")
+        super().__init__(
+            f"task {task_id} has not ended within {seconds:g} s; it goes on: 'bitinglip task show {task_id}'"
+        )
 
 
 class LeaseLostError(BitingLipError):

@@ -86,7 +86,10 @@ class TaskSettings(_Settings):
         default=3, ge=0, le=10, validation_alias=AliasChoices("BITINGLIP_TASK_MAX_RETRY_COUNT", "TASK_MAX_RETRY_COUNT")
     )
     base_retry_delay: float = Field(
-        default=2, ge=1, le=60, validation_alias=AliasChoices("BITINGLIP_TASK_BASE_RETRY_DELAY", "TASK_BASE_RETRY_DELAY")
+        default=2,
+        ge=1,
+        le=60,
+        validation_alias=AliasChoices("BITINGLIP_TASK_BASE_RETRY_DELAY", "TASK_BASE_RETRY_DELAY"),
     )
     default_ttl: int = Field(
         default=3600, ge=300, le=86_400, validation_alias=AliasChoices("BITINGLIP_TASK_DEFAULT_TTL", "TASK_DEFAULT_TTL")

@@ -82,7 +82,7 @@ class GenerationTask(CeleryTask):
 class RecordBackend(BaseBackend):
     """Results are read from PostgreSQL. Nothing is stored here: the worker has recorded the task already."""
 
-    def store_result(self, task_id: str, result: Any, state: str, **_: Any) -> Any:  # noqa: ARG002
+    def store_result(self, task_id: str, result: Any, state: str, **_: Any) -> Any:
         """Do nothing; Celery calls it."""
         return result
 

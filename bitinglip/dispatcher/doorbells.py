@@ -37,7 +37,6 @@ class DoorbellRinger:
                 for assignment in assignments:
                     self._publish(assignment)
         except (OperationalError, OSError, *self._connection.recoverable_connection_errors) as exc:
-            self._connection.collapse() if hasattr(self._connection, "collapse") else None
             raise RedisUnreachableError("the broker", str(exc)) from exc
 
     def _publish(self, assignment: Assignment) -> None:

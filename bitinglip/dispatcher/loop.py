@@ -3,13 +3,15 @@
 import select
 import threading
 import time
+from typing import Any
 
+import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from bitinglip.dispatcher.doorbells import DoorbellRinger
-from bitinglip.dispatcher.round import run_round
+from bitinglip.dispatcher.round import RoundResult, run_round
 from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
 from bitinglip.lifecycle.rescue import sweep
 from bitinglip.store.database import Database
@@ -17,6 +19,9 @@ from bitinglip.store.tasks import READY_CHANNEL
 from bitinglip.telemetry import get_logger
 
 SWEEP_SECONDS = 1.0
+
+ROUND_SECONDS = 0.01
+"""From the start of a round that reserved something to the next: a busy dispatcher plans many tasks at once."""
 
 log = get_logger()
 
@@ -34,12 +39,8 @@ class Listener:
         Raises:
             DatabaseUnreachableError: If PostgreSQL is away.
         """
-        import psycopg2
-
         try:
-            driver = self._open().driver_connection
-            if driver is None:
-                raise psycopg2.OperationalError("closed")
+            driver = self._open()
             if select.select([driver], [], [], seconds)[0]:
                 driver.poll()
                 driver.notifies.clear()
@@ -47,14 +48,15 @@ class Listener:
             self.close()
             raise DatabaseUnreachableError(self._database.address, str(exc).strip()) from exc
 
-    def _open(self) -> PoolProxiedConnection:
+    def _open(self) -> Any:
+        """The driver's connection, listening."""
         if self._connection is None:
             self._connection = self._database.engine.raw_connection()
-            driver = self._connection.driver_connection
+            driver: Any = self._connection.driver_connection
             driver.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
             with driver.cursor() as cursor:
                 cursor.execute(f"LISTEN {READY_CHANNEL}")
-        return self._connection
+        return self._connection.driver_connection
 
     def close(self) -> None:
         """Give the connection up; the next wait opens another."""
@@ -92,15 +94,19 @@ class Dispatcher:
                 if time.monotonic() >= next_sweep:
                     sweep(self._database, lease_seconds=self._lease_seconds)
                     next_sweep = time.monotonic() + SWEEP_SECONDS
-                if not self.dispatch_once():
+                began = time.monotonic()
+                result = self.dispatch_once()
+                if result.reserved:
+                    self._stop.wait(began + ROUND_SECONDS - time.monotonic())
+                if not result.more:
                     self._listener.wait(max(0.0, next_sweep - time.monotonic()))
             except DatabaseUnreachableError as exc:
                 log.warning("database_unreachable", reason=str(exc))
                 self._stop.wait(SWEEP_SECONDS)
         self._listener.close()
 
-    def dispatch_once(self) -> bool:
-        """One round; returns whether another would find work at once."""
+    def dispatch_once(self) -> RoundResult:
+        """Plan, reserve, ring."""
         result = run_round(self._database)
         if result.reserved:
             try:
@@ -109,7 +115,7 @@ class Dispatcher:
                 self._report_broker(reachable=False, reason=str(exc))
             else:
                 self._report_broker(reachable=True)
-        return result.more
+        return result
 
     def _report_broker(self, *, reachable: bool, reason: str = "") -> None:
         if reachable != self._broker_reachable:

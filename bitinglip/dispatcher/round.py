@@ -44,7 +44,7 @@ def run_round(database: Database) -> RoundResult:
     """
     reserved: list[Assignment] = []
     more = False
-    with database.transaction(durable=False) as connection:
+    with database.transaction() as connection:
         lock_dispatch(connection)
         pools: dict[str, list[WorkerRoom]] = defaultdict(list)
         for row in list_open_workers(connection):

@@ -1,9 +1,9 @@
 """Which status may follow which. The store's statements obey it; its tests walk it.
 
-    pending ──claim──► in_progress ──► completed | failed | cancelled
-       ▲ │                  │
-       │ └─cancel──► cancelled
-       └────retry, rescue───┘
+pending ──claim──► in_progress ──► completed | failed | cancelled
+▲ │                  │
+│ └─cancel──► cancelled
+└────retry, rescue───┘
 """
 
 from bitinglip.domain.task import Status

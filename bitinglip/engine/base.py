@@ -88,7 +88,7 @@ class Failed:
     """The request ended without a result.
 
     Attributes:
-        code: Stable, snake_case: `invalid_request`, `prompt_too_long`, `out_of_memory`, `cancelled`, `engine_error`, ...
+        code: Stable, snake_case: `invalid_request`, `prompt_too_long`, `out_of_memory`, `cancelled`, ...
         message: What, which, remedy; for a person.
         retryable: Whether another attempt may succeed.
     """

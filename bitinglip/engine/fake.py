@@ -17,7 +17,6 @@ from bitinglip.engine.base import (
     Failed,
     Finished,
     Progress,
-    Started,
     Text,
     Usage,
 )
@@ -82,7 +81,7 @@ class FakeEngine:
         """Start what has come in, end what was cancelled, and send every chunk that is due."""
         events: list[EngineEvent] = []
         while self._inbox:
-            self._start(self._inbox.popleft(), events)
+            self._start(self._inbox.popleft())
         for request_id in self._cancelled:
             if self._running.pop(request_id, None) is not None:
                 events.append(Failed(request_id, "cancelled", "cancelled while it ran", retryable=False))
@@ -93,7 +92,7 @@ class FakeEngine:
             self._send_due(events)
         return events
 
-    def _start(self, request: EngineRequest, events: list[EngineEvent]) -> None:
+    def _start(self, request: EngineRequest) -> None:
         echo = _Echo(
             request.id,
             EchoPayload.model_validate(request.payload),
@@ -102,7 +101,6 @@ class FakeEngine:
         )
         self._running[request.id] = echo
         heapq.heappush(self._due, (echo.due, request.id))
-        events.append(Started(request.id))
 
     def _send_due(self, events: list[EngineEvent]) -> None:
         now = time.monotonic()

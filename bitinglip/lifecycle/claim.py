@@ -7,9 +7,7 @@ from bitinglip.store.database import Database, retry_once
 from bitinglip.store.tasks import ClaimedTask, Doorbell, claim_tasks
 
 
-def claim_reserved(
-    database: Database, doorbells: Sequence[Doorbell], worker_id: uuid.UUID
-) -> list[ClaimedTask | None]:
+def claim_reserved(database: Database, doorbells: Sequence[Doorbell], worker_id: uuid.UUID) -> list[ClaimedTask | None]:
     """What each doorbell stands for, or None where it is not (any more) reserved for this worker.
 
     Not durable at once: a claim that a crash of PostgreSQL forgets leaves a reservation, which is claimed again.
@@ -19,7 +17,7 @@ def claim_reserved(
     """
 
     def claim() -> list[ClaimedTask]:
-        with database.transaction(durable=False) as connection:
+        with database.statement() as connection:
             return claim_tasks(connection, doorbells, worker_id)
 
     claimed = {(task.task_id, task.attempt): task for task in retry_once(claim)}

@@ -14,6 +14,6 @@ def finish_attempts(database: Database, endings: Sequence[Ending], worker_id: uu
         DatabaseUnreachableError: If PostgreSQL is away. Whether it was recorded is not known: try again, the fence
             makes that harmless.
     """
-    with database.transaction() as connection:
+    with database.statement() as connection:
         recorded = finish_tasks(connection, endings, worker_id)
     return [ending.task_id in recorded for ending in endings]

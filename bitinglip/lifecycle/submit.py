@@ -22,9 +22,7 @@ def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: 
 
 def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: TaskSettings) -> None:
     def insert() -> None:
-        with database.transaction() as connection:
-            insert_tasks(
-                connection, batch, max_attempts=settings.max_retry_count + 1, ttl_seconds=settings.default_ttl
-            )
+        with database.statement() as connection:
+            insert_tasks(connection, batch, max_attempts=settings.max_retry_count + 1, ttl_seconds=settings.default_ttl)
 
     retry_once(insert)

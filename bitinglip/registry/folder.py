@@ -13,6 +13,7 @@ from typing import Any
 
 from bitinglip.errors import InvalidModelError
 
+MIN_HEADER_BYTES = 2
 MAX_HEADER_BYTES = 100_000_000
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -104,7 +105,7 @@ def _count_parameters(file: Path) -> int:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if not MIN_HEADER_BYTES <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise _damaged(file, "its header is longer than the file")
         try:
             header = json.loads(stream.read(length))
@@ -120,7 +121,7 @@ def _count_parameters(file: Path) -> int:
         end = stop
     if 8 + length + end != size:
         raise _damaged(file, f"it has {size:,} bytes, its header says {8 + length + end:,}")
-    return parameters
+    return int(parameters)
 
 
 def _damaged(file: Path, reason: str) -> InvalidModelError:

@@ -52,6 +52,7 @@ class Database:
             pool_pre_ping=False,
             connect_args={"connect_timeout": 5, "application_name": name, "options": "-c timezone=UTC"},
         )
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @property
     def address(self) -> str:
@@ -69,17 +70,20 @@ class Database:
         Raises:
             DatabaseUnreachableError: If PostgreSQL is not there or went away.
         """
-        try:
-            with self.engine.begin() as connection:
-                if not durable:
-                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-                yield connection
-        except OperationalError as exc:
-            raise DatabaseUnreachableError(self.address, _reason(exc)) from exc
-        except DBAPIError as exc:
-            if exc.connection_invalidated:
-                raise DatabaseUnreachableError(self.address, _reason(exc)) from exc
-            raise
+        with self._translate_errors(), self.engine.begin() as connection:
+            if not durable:
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            yield connection
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """A connection for one statement that is its own transaction: one round trip in place of three.
+
+        Raises:
+            DatabaseUnreachableError: If PostgreSQL is not there or went away.
+        """
+        with self._translate_errors(), self._autocommit.connect() as connection:
+            yield connection
 
     def check_schema(self) -> None:
         """Refuse a schema that this code was not written for.
@@ -100,6 +104,17 @@ class Database:
         """Close every connection."""
         self.engine.dispose()
 
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as exc:
+            raise DatabaseUnreachableError(self.address, _reason(exc)) from exc
+        except DBAPIError as exc:
+            if exc.connection_invalidated:
+                raise DatabaseUnreachableError(self.address, _reason(exc)) from exc
+            raise
+
 
 def retry_once(action: Callable[[], T]) -> T:
     """Run an idempotent action again if its connection turned out to be dead.
@@ -118,5 +133,3 @@ def retry_once(action: Callable[[], T]) -> T:
 def _reason(exc: DBAPIError) -> str:
     lines = str(exc.orig).strip().splitlines()
     return lines[-1].strip() if lines else type(exc.orig).__name__
-
-

@@ -126,7 +126,7 @@ ORDER BY q.agent_id, q.priority, q.type
 DEPTH_BOUND = 10_000
 
 
-def list_queues(connection: Connection, agent_id: str | None = None) -> Sequence[Row]:
+def list_queues(connection: Connection, agent_id: str | None = None) -> Sequence[Row[Any]]:
     """Each agent's queues: agent_id, priority, type, ready (counted up to `DEPTH_BOUND`), reserved, running,
     longest_wait_seconds.
     """  # noqa: D205
@@ -145,7 +145,7 @@ FROM workers AS w WHERE :all OR w.state <> 'gone' ORDER BY w.name, w.started_at
 """)
 
 
-def list_workers(connection: Connection, *, include_gone: bool = False) -> Sequence[Row]:
+def list_workers(connection: Connection, *, include_gone: bool = False) -> Sequence[Row[Any]]:
     """Workers: their registration, whether their lease holds (alive), and how many tasks they run and hold."""
     return connection.execute(_WORKERS, {"all": include_gone}).all()
 
@@ -166,7 +166,7 @@ ORDER BY a.id
 """)
 
 
-def list_agents(connection: Connection) -> Sequence[Row]:
+def list_agents(connection: Connection) -> Sequence[Row[Any]]:
     """Agents: id, weight, created_at, and how many of their tasks have each status."""
     return connection.execute(_AGENTS).all()
 

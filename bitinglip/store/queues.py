@@ -7,9 +7,11 @@ the hint.
 
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from bitinglip.store.statement import Statement
 from bitinglip.store.tasks import READY_CHANNEL
 
 DISPATCH_LOCK = 0x62697402
@@ -20,23 +22,29 @@ RECHECK_SECONDS = 60
 
 
 def lock_dispatch(connection: Connection) -> None:
-    """Wait until no other dispatcher plans. Released with the transaction."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK})
+    """Wait until no other dispatcher plans. Released with the transaction, which does not wait for the disk."""
+    sql = "SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(:key)"
+    connection.execute(text(sql), {"key": DISPATCH_LOCK})
 
 
-_WORKERS = text("""
+_WORKERS = Statement(
+    "list_open_workers",
+    """
 SELECT w.id, w.name, w.pool, w.kinds, w.models, w.slots,
        (SELECT count(*) FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL) AS held
 FROM workers AS w WHERE w.state = 'ready' AND w.lease_expires_at > now()
-""")
+""",
+)
 
 
-def list_open_workers(connection: Connection) -> Sequence[Row]:
+def list_open_workers(connection: Connection) -> Sequence[Row[Any]]:
     """Workers that take tasks: id, name, pool, kinds, models, slots, held (reserved and running)."""
-    return connection.execute(_WORKERS).all()
+    return _WORKERS.execute(connection).all()
 
 
-_LANES = text("""
+_LANES = Statement(
+    "list_lanes",
+    """
 SELECT q.type, q.agent_id, q.priority, coalesce(s.virtual_time, 0) AS virtual_time, coalesce(a.weight, 1) AS weight,
        coalesce((SELECT virtual_time FROM pools WHERE name = :pool), 0) AS clock
 FROM agent_queues AS q
@@ -45,17 +53,23 @@ LEFT JOIN agent_shares AS s ON s.pool = :pool AND s.agent_id = q.agent_id
 WHERE q.has_ready AND q.type = ANY(:types)
 ORDER BY q.priority, virtual_time, q.agent_id
 LIMIT :limit
-""")
+""",
+    pool="text",
+    types="text[]",
+    limit="integer",
+)
 
 
-def list_lanes(connection: Connection, pool: str, types: Sequence[str]) -> Sequence[Row]:
+def list_lanes(connection: Connection, pool: str, types: Sequence[str]) -> Sequence[Row[Any]]:
     """The lanes to serve next in a pool, most urgent band and least virtual time first."""
-    return connection.execute(_LANES, {"pool": pool, "types": list(types), "limit": LANES_PER_ROUND}).all()
+    return _LANES.execute(connection, pool=pool, types=list(types), limit=LANES_PER_ROUND).all()
 
 
-_HEADS = text("""
+_HEADS = Statement(
+    "list_heads",
+    """
 SELECT l.ordinality - 1 AS lane, t.id, t.attempt, t.model
-FROM unnest(CAST(:types AS text[]), CAST(:agents AS text[]), CAST(:priorities AS task_priority[]))
+FROM unnest(:types, :agents, :priorities)
      WITH ORDINALITY AS l (type, agent_id, priority, ordinality)
 CROSS JOIN LATERAL (
     SELECT id, attempt, model, seq FROM tasks
@@ -63,82 +77,96 @@ CROSS JOIN LATERAL (
     ORDER BY seq LIMIT :depth
 ) AS t
 ORDER BY l.ordinality, t.seq
-""")
+""",
+    types="text[]",
+    agents="text[]",
+    priorities="task_priority[]",
+    depth="integer",
+)
 
 
-def list_heads(connection: Connection, lanes: Sequence[tuple[str, str, str]], depth: int) -> Sequence[Row]:
+def list_heads(connection: Connection, lanes: Sequence[tuple[str, str, str]], depth: int) -> Sequence[Row[Any]]:
     """The first `depth` ready tasks of each lane (type, agent, priority): lane's index, id, attempt, model."""
-    return connection.execute(
-        _HEADS,
-        {
-            "types": [lane[0] for lane in lanes],
-            "agents": [lane[1] for lane in lanes],
-            "priorities": [lane[2] for lane in lanes],
-            "depth": depth,
-        },
+    return _HEADS.execute(
+        connection,
+        types=[lane[0] for lane in lanes],
+        agents=[lane[1] for lane in lanes],
+        priorities=[lane[2] for lane in lanes],
+        depth=depth,
     ).all()
 
 
-_RESERVE = text("""
+_RESERVE = Statement(
+    "reserve_tasks",
+    """
 UPDATE tasks AS t
 SET queue_state = 'reserved', worker_id = r.worker_id, reserved_at = now(), updated_at = now()
-FROM unnest(CAST(:ids AS uuid[]), CAST(:workers AS uuid[])) AS r (id, worker_id)
+FROM unnest(:ids, :workers) AS r (id, worker_id)
 WHERE t.id = r.id AND t.queue_state = 'ready'
 RETURNING t.id
-""")
+""",
+    ids="uuid[]",
+    workers="uuid[]",
+)
 
 
-def reserve_tasks(
-    connection: Connection, assignments: Sequence[tuple[uuid.UUID, uuid.UUID]]
-) -> set[uuid.UUID]:
+def reserve_tasks(connection: Connection, assignments: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
     """Promise tasks to workers (task id, worker id); returns the ids that were still ready."""
-    rows = connection.execute(
-        _RESERVE,
-        {"ids": [str(task) for task, _ in assignments], "workers": [str(worker) for _, worker in assignments]},
+    rows = _RESERVE.execute(
+        connection, ids=[str(task) for task, _ in assignments], workers=[str(worker) for _, worker in assignments]
     )
     return {row[0] for row in rows}
 
 
-_CHARGE = text("""
+_CHARGE = Statement(
+    "set_virtual_times",
+    """
 WITH clock AS (
     INSERT INTO pools (name, virtual_time) VALUES (:pool, :clock)
     ON CONFLICT (name) DO UPDATE SET virtual_time = excluded.virtual_time
 )
 INSERT INTO agent_shares (pool, agent_id, virtual_time)
 SELECT :pool, c.agent_id, c.virtual_time
-FROM unnest(CAST(:agents AS text[]), CAST(:times AS float8[])) AS c (agent_id, virtual_time)
+FROM unnest(:agents, :times) AS c (agent_id, virtual_time)
 ON CONFLICT (pool, agent_id) DO UPDATE SET virtual_time = excluded.virtual_time
-""")
+""",
+    pool="text",
+    clock="float8",
+    agents="text[]",
+    times="float8[]",
+)
 
 
 def set_virtual_times(connection: Connection, pool: str, clock: float, times: Mapping[str, float]) -> None:
     """Write a pool's clock and the virtual times of the agents just served. Only under the dispatch lock."""
-    connection.execute(
-        _CHARGE, {"pool": pool, "clock": clock, "agents": list(times), "times": list(times.values())}
-    )
+    _CHARGE.execute(connection, pool=pool, clock=clock, agents=list(times), times=list(times.values()))
 
 
-_EMPTIED = text("""
+_EMPTIED = Statement(
+    "mark_emptied",
+    """
 UPDATE agent_queues AS q SET has_ready = false, emptied_at = now()
-FROM unnest(CAST(:types AS text[]), CAST(:agents AS text[]), CAST(:priorities AS task_priority[]))
+FROM unnest(:types, :agents, :priorities)
      AS l (type, agent_id, priority)
 WHERE (q.type, q.agent_id, q.priority) = (l.type, l.agent_id, l.priority)
 AND NOT EXISTS (
     SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
     AND t.type = l.type AND t.agent_id = l.agent_id AND t.priority = l.priority
 )
-""")
+""",
+    types="text[]",
+    agents="text[]",
+    priorities="task_priority[]",
+)
 
 
 def mark_emptied(connection: Connection, lanes: Sequence[tuple[str, str, str]]) -> None:
     """Take the hint from lanes (type, agent, priority) that have no ready task left."""
-    connection.execute(
-        _EMPTIED,
-        {
-            "types": [lane[0] for lane in lanes],
-            "agents": [lane[1] for lane in lanes],
-            "priorities": [lane[2] for lane in lanes],
-        },
+    _EMPTIED.execute(
+        connection,
+        types=[lane[0] for lane in lanes],
+        agents=[lane[1] for lane in lanes],
+        priorities=[lane[2] for lane in lanes],
     )
 
 

@@ -34,7 +34,9 @@ metadata = MetaData()
 
 
 def _enum(kind: type[Status] | type[QueueState] | type[Priority], name: str) -> Enum:
-    return Enum(kind, name=name, values_callable=lambda members: [member.value for member in members], metadata=metadata)
+    return Enum(
+        kind, name=name, values_callable=lambda members: [member.value for member in members], metadata=metadata
+    )
 
 
 STATUS = _enum(Status, "task_status")

@@ -10,16 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from bitinglip.domain.task import TaskRequest
+from bitinglip.store.statement import Statement
 
 READY_CHANNEL = "bitinglip_ready"
 """NOTIFY channel on which dispatchers wait for work and for free slots."""
 
-_INSERT = text("""
+_INSERT = Statement(
+    "insert_tasks",
+    """
 WITH input AS MATERIALIZED (
-    SELECT * FROM ROWS FROM (jsonb_to_recordset(CAST(:rows AS jsonb)) AS (
+    SELECT * FROM ROWS FROM (jsonb_to_recordset(:rows) AS (
         id uuid, type text, priority task_priority, agent_id text, user_id text, channel_id text, model text,
         title text, description text, payload jsonb, metadata jsonb
     )) WITH ORDINALITY
@@ -47,7 +50,12 @@ WITH input AS MATERIALIZED (
     RETURNING 1
 )
 SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM woken_queues)
-""")
+""",
+    rows="jsonb",
+    max_attempts="integer",
+    ttl_seconds="float8",
+    channel="text",
+)
 
 
 def insert_tasks(
@@ -59,9 +67,7 @@ def insert_tasks(
     notifying commits share. A queue that a dispatcher empties at this very moment is found by its next sweep.
     """
     rows = json.dumps([_request_row(request) for request in requests])
-    connection.execute(
-        _INSERT, {"rows": rows, "max_attempts": max_attempts, "ttl_seconds": ttl_seconds, "channel": READY_CHANNEL}
-    )
+    _INSERT.execute(connection, rows=rows, max_attempts=max_attempts, ttl_seconds=ttl_seconds, channel=READY_CHANNEL)
 
 
 def _request_row(request: TaskRequest) -> dict[str, Any]:
@@ -102,29 +108,36 @@ class ClaimedTask:
     payload: dict[str, Any]
 
 
-_CLAIM = text("""
+_CLAIM = Statement(
+    "claim_tasks",
+    """
+WITH not_durable AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
 UPDATE tasks AS t
 SET status = 'in_progress', queue_state = NULL, started_at = now(), updated_at = now()
-FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS c (id, attempt)
+FROM unnest(:ids, :attempts) AS c (id, attempt)
 JOIN task_details AS d ON d.task_id = c.id
+CROSS JOIN not_durable
 WHERE t.id = c.id AND t.attempt = c.attempt AND t.worker_id = :worker_id AND t.cancel_requested_at IS NULL
 AND (t.queue_state = 'reserved' OR t.status = 'in_progress')
 RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attempts, d.payload
-""")
+""",
+    ids="uuid[]",
+    attempts="integer[]",
+    worker_id="uuid",
+)
 
 
 def claim_tasks(connection: Connection, doorbells: Sequence[Doorbell], worker_id: uuid.UUID) -> list[ClaimedTask]:
     """Take the lease on those of the attempts that are reserved for this worker; the others are not returned.
 
+    Not durable at once: a claim that a crash of PostgreSQL forgets leaves a reservation, which is claimed again.
     Idempotent for the same worker and attempt: a reply that was lost is asked for again.
     """
-    rows = connection.execute(
-        _CLAIM,
-        {
-            "ids": [str(bell.task_id) for bell in doorbells],
-            "attempts": [bell.attempt for bell in doorbells],
-            "worker_id": worker_id,
-        },
+    rows = _CLAIM.execute(
+        connection,
+        ids=[str(bell.task_id) for bell in doorbells],
+        attempts=[bell.attempt for bell in doorbells],
+        worker_id=worker_id,
     )
     return [ClaimedTask(*row) for row in rows]
 
@@ -135,7 +148,7 @@ class Ending:
 
     Attributes:
         outcome: `completed`, `failed`, `cancelled` end the task; `retried` spends a failure and schedules the next
-            attempt after `retry_seconds`; `lost` makes it ready again at no cost.
+            attempt after `retry_seconds`.
         retry_seconds: Before a `retried` task is ready again.
     """
 
@@ -148,44 +161,44 @@ class Ending:
     retry_seconds: float = 0.0
 
 
-_FINISH = text("""
+_FINISH = Statement(
+    "finish_tasks",
+    """
 WITH input AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r (
+    SELECT * FROM jsonb_to_recordset(:rows) AS r (
         task_id uuid, attempt integer, outcome text, result jsonb, error jsonb, usage jsonb, retry_seconds float8
     )
 ), ended AS (
     UPDATE tasks AS t SET
-        status = CASE WHEN i.outcome IN ('retried', 'lost') THEN 'pending' ELSE CAST(i.outcome AS task_status) END,
-        queue_state = CASE i.outcome WHEN 'retried' THEN 'scheduled' WHEN 'lost' THEN 'ready'
-                      END::task_queue_state,
+        status = CASE i.outcome WHEN 'retried' THEN 'pending' ELSE CAST(i.outcome AS task_status) END,
+        queue_state = CASE i.outcome WHEN 'retried' THEN CAST('scheduled' AS task_queue_state) END,
         not_before = CASE i.outcome WHEN 'retried' THEN now() + make_interval(secs => i.retry_seconds)
                      ELSE t.not_before END,
-        attempt = t.attempt + CASE WHEN i.outcome IN ('retried', 'lost') THEN 1 ELSE 0 END,
+        attempt = t.attempt + CASE i.outcome WHEN 'retried' THEN 1 ELSE 0 END,
         failures = t.failures + CASE WHEN i.outcome IN ('retried', 'failed') THEN 1 ELSE 0 END,
-        worker_id = CASE WHEN i.outcome IN ('retried', 'lost') THEN NULL ELSE t.worker_id END,
+        worker_id = CASE i.outcome WHEN 'retried' THEN NULL ELSE t.worker_id END,
         progress = CASE WHEN i.outcome = 'completed' THEN 1 ELSE t.progress END,
         error_code = i.error ->> 'code',
-        finished_at = CASE WHEN i.outcome IN ('retried', 'lost') THEN NULL ELSE now() END,
+        finished_at = CASE i.outcome WHEN 'retried' THEN NULL ELSE now() END,
         updated_at = now()
     FROM input AS i
     WHERE t.id = i.task_id AND t.attempt = i.attempt AND t.worker_id = :worker_id AND t.status = 'in_progress'
-    RETURNING t.id, t.type, t.agent_id, t.priority, t.started_at,
-              i.attempt, i.outcome, i.result, i.error, i.usage
+    RETURNING t.id, t.started_at, i.attempt, i.outcome, i.result, i.error, i.usage
 ), new_attempts AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, error, usage, started_at)
     SELECT id, attempt, :worker_id, outcome, error, usage, started_at FROM ended
 ), new_details AS (
     UPDATE task_details AS d SET result = e.result, error = e.error, usage = e.usage
     FROM ended AS e WHERE d.task_id = e.id
-), woken_queues AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM ended WHERE outcome = 'lost'
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
 ), notified AS (
     SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM ended)
 )
 SELECT ended.id FROM ended LEFT JOIN notified ON true
-""")
+""",
+    rows="jsonb",
+    worker_id="uuid",
+    channel="text",
+)
 
 
 def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: uuid.UUID) -> set[uuid.UUID]:
@@ -204,11 +217,12 @@ def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: u
             for ending in endings
         ]
     )
-    result = connection.execute(_FINISH, {"rows": rows, "worker_id": worker_id, "channel": READY_CHANNEL})
-    return {row[0] for row in result}
+    return set(_FINISH.execute(connection, rows=rows, worker_id=worker_id, channel=READY_CHANNEL).scalars())
 
 
-_CANCEL = text("""
+_CANCEL = Statement(
+    "cancel_tasks",
+    """
 UPDATE tasks SET
     status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END,
     queue_state = NULL,
@@ -216,9 +230,11 @@ UPDATE tasks SET
     error_code = CASE WHEN status = 'pending' THEN 'cancelled' ELSE error_code END,
     cancel_requested_at = coalesce(cancel_requested_at, now()),
     updated_at = now()
-WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('pending', 'in_progress')
+WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress')
 RETURNING id, status = 'cancelled'
-""")
+""",
+    ids="uuid[]",
+)
 
 
 def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
@@ -226,5 +242,5 @@ def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[
 
     Returns whether it is cancelled already, by id; a finished or unknown task is not in the answer: its result wins.
     """
-    rows = connection.execute(_CANCEL, {"ids": [str(task_id) for task_id in task_ids]})
+    rows = _CANCEL.execute(connection, ids=[str(task_id) for task_id in task_ids])
     return {row[0]: row[1] for row in rows}

@@ -111,7 +111,7 @@ FROM tasks WHERE worker_id = :id AND finished_at IS NULL
 """)
 
 
-def list_held(connection: Connection, worker_id: uuid.UUID) -> Sequence[Row]:
+def list_held(connection: Connection, worker_id: uuid.UUID) -> Sequence[Row[Any]]:
     """What is reserved for or run by a worker: id, attempt, running, cancelled, reserved_seconds."""
     return connection.execute(_HELD, {"id": worker_id}).all()
 
@@ -128,7 +128,7 @@ RETURNING id, name
 """)
 
 
-def expire_workers(connection: Connection, *, lease_seconds: float) -> Sequence[Row]:
+def expire_workers(connection: Connection, *, lease_seconds: float) -> Sequence[Row[Any]]:
     """End the registration of workers whose lease is over; returns id and name."""
     return connection.execute(_EXPIRE, {"lease_seconds": lease_seconds}).all()
 

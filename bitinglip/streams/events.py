@@ -39,7 +39,7 @@ def stream_key(task_id: uuid.UUID) -> str:
     return f"bitinglip:events:{task_id}"
 
 
-def encode_event(name: str, data: dict[str, Any]) -> dict[str, str]:
+def encode_event(name: str, data: dict[str, Any]) -> dict[Any, Any]:
     """The fields of a stream entry."""
     return {"event": name, "data": json.dumps(data, separators=(",", ":"))}
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import redis
 from redis.exceptions import RedisError
@@ -43,12 +44,12 @@ def read_events(
     key = stream_key(task_id)
     block = max(1, round(wait_seconds * 1000)) if wait_seconds else None
     try:
-        reply = client.xread({key: after}, count=500, block=block)
+        reply: Any = client.xread({key: after}, count=500, block=block)
     except (RedisError, OSError) as exc:
         raise RedisUnreachableError(describe_address(client), str(exc)) from exc
     if not reply:
         return []
-    entries = reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]
+    entries = reply[0][1]
     return [decode_event(event_id, fields) for event_id, fields in entries]
 
 

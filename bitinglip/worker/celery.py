@@ -8,11 +8,11 @@ import os
 import sys
 import threading
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.worker.control import control_command
-from kombu import Queue
+from kombu.entity import Queue
 
 from bitinglip.celery_app import app, find_config, queue_name
 from bitinglip.errors import BitingLipError
@@ -109,6 +109,34 @@ def _leave(**_: object) -> None:
         _runtime.stop()
 
 
+class GatherEvents(bootsteps.StartStopStep):
+    """Send task events to Flower ten times a second in place of at each turn of Celery's loop.
+
+    Sending them one by one took a third of a busy worker's time.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Buffer events, and flush them by a timer of the consumer's loop."""
+        dispatcher = consumer.event_dispatcher
+        dispatcher.buffer_limit = 1_000
+        dispatcher.on_send_buffered = None
+        self._timer = consumer.timer.call_repeatedly(0.1, dispatcher.flush)
+
+    def stop(self, consumer: Any) -> None:
+        """Stop the timer; the dispatcher flushes when it closes."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+app.steps["consumer"].add(GatherEvents)
+
+
 @control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def revoke_tasks(state: Any, task_id: Any, **_: object) -> dict[str, str]:
     """Celery's revoke, Flower's button included: cancel the tasks.
@@ -135,6 +163,6 @@ def send_revoked_event(task_id: str) -> None:
         dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
 
 
-def _give_up(exc: BitingLipError) -> Any:
+def _give_up(exc: BitingLipError) -> NoReturn:
     sys.stderr.write(f"{exc}\n")
     raise SystemExit(exc.exit_code) from exc

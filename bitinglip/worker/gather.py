@@ -55,7 +55,7 @@ class Gatherer(Generic[Q, A]):
             answers = self._answer_all([cell.question for cell in batch])
             for cell, answer in zip(batch, answers, strict=True):
                 cell.answer = answer
-        except Exception as exc:  # noqa: BLE001 - every asker gets it
+        except Exception as exc:
             for cell in batch:
                 cell.error = exc
         for cell in batch:

@@ -17,11 +17,12 @@ from bitinglip.errors import BitingLipError, DatabaseUnreachableError
 from bitinglip.lifecycle import lease
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.finish import finish_attempts
+from bitinglip.lifecycle.lease import HeldTask
 from bitinglip.lifecycle.run import RunReport, TaskRunner
 from bitinglip.registry.locate import locate_model
 from bitinglip.settings import TaskSettings, WorkerSettings
 from bitinglip.store.database import Database
-from bitinglip.store.tasks import Doorbell
+from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.store.workers import WorkerRecord
 from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import get_logger
@@ -29,7 +30,7 @@ from bitinglip.worker.gather import Gatherer
 from bitinglip.worker.pools import WorkerSpec
 
 MISSED_SECONDS = 1.0
-"""A reservation this old whose doorbell has not rung is run by the heartbeat."""
+"""A reservation this old, with a slot free and no doorbell rung, is run by the heartbeat."""
 
 log = get_logger()
 
@@ -68,8 +69,10 @@ class WorkerRuntime:
             environment={"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in spec.gpus)},
             preload=_plan_preload(spec),
         )
-        claims = Gatherer(lambda bells: claim_reserved(self._database, bells, self._id))
-        endings = Gatherer(lambda items: finish_attempts(self._database, items, self._id))
+        claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
+            lambda doorbells: claim_reserved(self._database, doorbells, self._id)
+        )
+        endings: Gatherer[Ending, bool] = Gatherer(lambda batch: finish_attempts(self._database, batch, self._id))
         self._runner = TaskRunner(
             claims.ask,
             endings.ask,
@@ -166,9 +169,14 @@ class WorkerRuntime:
         for task in held:
             if task.cancelled and task.doorbell in running:
                 self._runner.stop_attempt(running[task.doorbell], abandoned=False)
-            elif task.doorbell not in running and (task.running or task.reserved_seconds > MISSED_SECONDS):
-                log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
-                self._missed.submit(self._runner.run, task.doorbell)
+        self._run_missed([task for task in held if task.doorbell not in running], len(running))
+
+    def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
+        """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
+        missed = [task for task in waiting if task.running or task.reserved_seconds > MISSED_SECONDS]
+        for task in missed[: self._spec.pool.slots - running]:
+            log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
+            self._missed.submit(self._runner.run, task.doorbell)
 
 
 def _name_devices(spec: WorkerSpec) -> tuple[str, ...]:

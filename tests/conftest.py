@@ -1,0 +1,181 @@
+"""Real servers for the whole run, a database of its own for each test, and a running system where a test asks."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import text
+
+from bitinglip.client import Client
+from bitinglip.embedded import EmbeddedServers, ServerUrls, remove_data
+from bitinglip.store.database import Database
+from bitinglip.store.migrate import upgrade
+
+REPOSITORY = Path(__file__).parent.parent
+TEMPLATE = "bitinglip_template"
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], *, within: float = 10.0) -> T:
+    """The first true answer; fails with the last one if there is none in time."""
+    deadline = time.monotonic() + within
+    while True:
+        answer = look()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"still {answer!r} after {within:g} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUrls]:
+    """PostgreSQL and Valkey for the whole run; a migrated database serves as the template of each test's own."""
+    folder = tmp_path_factory.mktemp("servers")
+    with EmbeddedServers(folder, fsync=False) as running:
+        admin = Database(running.urls.database_url)
+        _execute_alone(admin, f"CREATE DATABASE {TEMPLATE}")
+        template = Database(_rename(running.urls.database_url, TEMPLATE))
+        upgrade(template)
+        template.close()
+        admin.close()
+        yield running.urls
+    remove_data(folder)
+
+
+@pytest.fixture
+def urls(servers: ServerUrls, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerUrls]:
+    """A new database and an empty Redis, also configured in the environment."""
+    name = f"test_{uuid.uuid4().hex}"
+    admin = Database(servers.database_url)
+    _execute_alone(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    own = ServerUrls(_rename(servers.database_url, name), servers.redis_url)
+    monkeypatch.setenv("BITINGLIP_DATABASE_URL", own.database_url)
+    monkeypatch.setenv("BITINGLIP_REDIS_URL", own.redis_url)
+    flush_redis(own)
+    yield own
+    _execute_alone(admin, f"DROP DATABASE {name} WITH (FORCE)")
+    admin.close()
+
+
+@pytest.fixture
+def database(urls: ServerUrls) -> Iterator[Database]:
+    """The test's own database."""
+    opened = Database(urls.database_url, connections=5, name="bitinglip-test")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(urls: ServerUrls) -> Iterator[Client]:
+    """A client of the test's own database."""
+    with Client(urls.database_url, urls.redis_url) as opened:
+        yield opened
+
+
+@dataclass
+class System:
+    """A dispatcher and workers, as processes of the test's own."""
+
+    urls: ServerUrls
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_dispatcher(self, name: str = "dispatcher") -> None:
+        """Start a dispatcher; it needs no time to be useful."""
+        self._start(name, [sys.executable, "-m", "bitinglip.dispatcher"], {})
+
+    def start_worker(self, name: str = "worker", *, pools: str | None = None, pool: str = "default") -> None:
+        """Start a worker of a pool; `pools` is the text of a pools.toml."""
+        file = self.folder / f"{name}.pools.toml"
+        file.write_text(pools or '[pools.default]\nkinds = ["echo"]\ngpus = []\nslots = 8\n')
+        command = [sys.executable, "-m", "celery", "-A", "bitinglip", "worker", "-n", f"{name}@%h"]
+        options = ["--without-gossip", "--without-mingle"]
+        environment = {
+            "BITINGLIP_POOLS_FILE": str(file),
+            "BITINGLIP_POOL": pool,
+            "BITINGLIP_HEARTBEAT_SECONDS": "0.3",
+            "BITINGLIP_LEASE_SECONDS": "1.5",
+        }
+        self._start(name, [*command, *options], environment)
+
+    def stop(self) -> None:
+        """End what still runs, workers first."""
+        for process in reversed(self.processes.values()):
+            process.terminate()
+        for process in reversed(self.processes.values()):
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def read_log(self, name: str) -> str:
+        """What a process has written."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+@pytest.fixture
+def processes(urls: ServerUrls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """Dispatchers and workers that the test starts itself; all ended after it."""
+    monkeypatch.setenv("BITINGLIP_LEASE_SECONDS", "1.5")
+    monkeypatch.setenv("BITINGLIP_HEARTBEAT_SECONDS", "0.3")
+    started = System(urls, tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def system(processes: System, database: Database) -> System:
+    """One dispatcher and one worker of eight `echo` slots, ready for work."""
+    processes.start_dispatcher()
+    processes.start_worker()
+    wait_for_workers(database, 1)
+    return processes
+
+
+def wait_for_workers(database: Database, count: int) -> None:
+    """Return when so many workers are registered."""
+
+    def alive() -> bool:
+        with database.transaction() as connection:
+            sql = "SELECT count(*) FROM workers WHERE state = 'ready' AND lease_expires_at > now()"
+            return (connection.scalar(text(sql)) or 0) >= count
+
+    eventually(alive, within=20)
+
+
+def flush_redis(urls: ServerUrls) -> None:
+    """Empty Redis."""
+    import redis
+
+    with redis.Redis.from_url(urls.redis_url) as connection:
+        connection.flushall()
+
+
+def _execute_alone(database: Database, sql: str) -> None:
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(sql))
+
+
+def _rename(database_url: str, name: str) -> str:
+    return f"{database_url.rpartition('/')[0]}/{name}"
