@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import text
 
+from bitinglip import settings
 from bitinglip.client import Client
 from bitinglip.embedded import EmbeddedServers, ServerUrls, remove_data
 from bitinglip.store.database import Database
@@ -50,19 +52,29 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUrls]:
     remove_data(folder)
 
 
-@pytest.fixture
-def urls(servers: ServerUrls, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerUrls]:
+@contextmanager
+def own_urls(servers: ServerUrls) -> Iterator[ServerUrls]:
     """A new database and an empty Redis, also configured in the environment."""
     name = f"test_{uuid.uuid4().hex}"
     admin = Database(servers.database_url)
     _execute_alone(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     own = ServerUrls(_rename(servers.database_url, name), servers.redis_url)
-    monkeypatch.setenv("BITINGLIP_DATABASE_URL", own.database_url)
-    monkeypatch.setenv("BITINGLIP_REDIS_URL", own.redis_url)
     flush_redis(own)
-    yield own
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BITINGLIP_DATABASE_URL", own.database_url)
+        environment.setenv("BITINGLIP_REDIS_URL", own.redis_url)
+        forget_settings()
+        yield own
+    forget_settings()
     _execute_alone(admin, f"DROP DATABASE {name} WITH (FORCE)")
     admin.close()
+
+
+@pytest.fixture
+def urls(servers: ServerUrls) -> Iterator[ServerUrls]:
+    """A new database and an empty Redis, also configured in the environment."""
+    with own_urls(servers) as own:
+        yield own
 
 
 @pytest.fixture
@@ -92,19 +104,35 @@ class System:
         """Start a dispatcher; it needs no time to be useful."""
         self._start(name, [sys.executable, "-m", "bitinglip.dispatcher"], {})
 
-    def start_worker(self, name: str = "worker", *, pools: str | None = None, pool: str = "default") -> None:
+    def start_worker(
+        self,
+        name: str = "worker",
+        *,
+        pools: str | None = None,
+        pool: str = "default",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a worker of a pool; `pools` is the text of a pools.toml."""
         file = self.folder / f"{name}.pools.toml"
         file.write_text(pools or '[pools.default]\nkinds = ["echo"]\ngpus = []\nslots = 8\n')
         command = [sys.executable, "-m", "celery", "-A", "bitinglip", "worker", "-n", f"{name}@%h"]
         options = ["--without-gossip", "--without-mingle"]
-        environment = {
+        own = {
             "BITINGLIP_POOLS_FILE": str(file),
             "BITINGLIP_POOL": pool,
             "BITINGLIP_HEARTBEAT_SECONDS": "0.3",
             "BITINGLIP_LEASE_SECONDS": "1.5",
         }
-        self._start(name, [*command, *options], environment)
+        self._start(name, [*command, *options], {**own, **(environment or {})})
+
+    def wait(self, name: str, *, within: float = 20) -> int:
+        """The exit status of a process that ends by itself."""
+        return self.processes[name].wait(timeout=within)
+
+    def kill(self, name: str) -> None:
+        """Kill a process as the kernel would: without a word."""
+        self.processes[name].kill()
+        self.processes[name].wait()
 
     def stop(self) -> None:
         """End what still runs, workers first."""
@@ -135,13 +163,10 @@ class System:
 
 
 @pytest.fixture
-def processes(urls: ServerUrls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+def processes(urls: ServerUrls, tmp_path: Path) -> Iterator[System]:
     """Dispatchers and workers that the test starts itself; all ended after it."""
-    monkeypatch.setenv("BITINGLIP_LEASE_SECONDS", "1.5")
-    monkeypatch.setenv("BITINGLIP_HEARTBEAT_SECONDS", "0.3")
-    started = System(urls, tmp_path)
-    yield started
-    started.stop()
+    with own_processes(urls, tmp_path) as started:
+        yield started
 
 
 @pytest.fixture
@@ -153,6 +178,19 @@ def system(processes: System, database: Database) -> System:
     return processes
 
 
+@contextmanager
+def own_processes(urls: ServerUrls, folder: Path) -> Iterator[System]:
+    """Dispatchers and workers with short leases; all ended in the end."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BITINGLIP_LEASE_SECONDS", "1.5")
+        environment.setenv("BITINGLIP_HEARTBEAT_SECONDS", "0.3")
+        started = System(urls, folder)
+        try:
+            yield started
+        finally:
+            started.stop()
+
+
 def wait_for_workers(database: Database, count: int) -> None:
     """Return when so many workers are registered."""
 
@@ -162,6 +200,11 @@ def wait_for_workers(database: Database, count: int) -> None:
             return (connection.scalar(text(sql)) or 0) >= count
 
     eventually(alive, within=20)
+
+
+def forget_settings() -> None:
+    """Have the settings read from the environment again."""
+    settings._load_cached.cache_clear()
 
 
 def flush_redis(urls: ServerUrls) -> None:

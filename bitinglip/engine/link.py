@@ -49,7 +49,7 @@ class EngineLink:
         preload: tuple[wire.Preload, ...] = (),
     ) -> None:
         self._options = {"devices": devices, "slots": slots, "memory_bytes": memory_bytes}
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **(environment or {})}
         self._preload = preload
         self._mutex = threading.Lock()
         self._listeners: dict[str, Listener] = {}

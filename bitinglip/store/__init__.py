@@ -1,9 +1,10 @@
 """What PostgreSQL holds: the truth about every task, and the queue itself.
 
     tables      the schema; alembic compares the migrations with it
+    statement   a statement that each connection plans once
     database    connections, transactions, and the check that code and schema agree
-    tasks       submit, reserve, claim, finish, cancel: one statement a function
-    agents      agents, their queues and their shares
+    tasks       insert, claim, finish, cancel
+    queues      what the dispatcher reads and moves
     workers     registration, leases
     queries     what people ask: lists, counts
 
@@ -16,7 +17,9 @@ Decisions:
   (`synchronous_commit = off` in their transactions): what PostgreSQL may lose of them in a crash, at most 0.6 s,
   only means that a task is reserved or run again.
 - Enums for status, queue state and priority: four bytes, ordered, readable in psql.
-- Every list that people ask for (by status, by agent, by channel, by both) has its index, so each transition writes
-  index entries. The alternative measured (only static columns indexed) saved a third of the index writes but could not
-  list the few failed among many completed tasks of an agent.
+- Every list that people ask for (by status, by agent, by channel, by both) has its index, and status is in most of
+  them. So the three updates in a task's life (reserve, claim, finish) are not HOT: each writes seven index entries.
+  Rejected: no index with status in it, which would make the claim HOT but find the few failed among an agent's many
+  completed tasks only by reading them all. What happens more often than three times a task (heartbeats, progress,
+  tokens) never touches the row.
 """

@@ -6,7 +6,7 @@ owns the attempt changes no row, and the statement says so by not returning it.
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def claim_tasks(connection: Connection, doorbells: Sequence[Doorbell], worker_id
     Not durable at once: a claim that a crash of PostgreSQL forgets leaves a reservation, which is claimed again.
     Idempotent for the same worker and attempt: a reply that was lost is asked for again.
     """
-    rows = _CLAIM.execute(
+    rows: Iterable[Any] = _CLAIM.execute(
         connection,
         ids=[str(bell.task_id) for bell in doorbells],
         attempts=[bell.attempt for bell in doorbells],
@@ -242,5 +242,5 @@ def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[
 
     Returns whether it is cancelled already, by id; a finished or unknown task is not in the answer: its result wins.
     """
-    rows = _CANCEL.execute(connection, ids=[str(task_id) for task_id in task_ids])
+    rows: Iterable[Any] = _CANCEL.execute(connection, ids=[str(task_id) for task_id in task_ids])
     return {row[0]: row[1] for row in rows}

@@ -1,0 +1,63 @@
+"""How many database connections this machine's processes may open, against what PostgreSQL allows."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import text
+
+from bitinglip.store.database import Database
+from bitinglip.worker.hardware import find_gpus
+from bitinglip.worker.pools import Pool, plan_workers
+
+CONNECTIONS_PER_PROCESS = 2
+DISPATCHERS = 1
+SPARE = 6
+"""For clients, the command line and people with psql."""
+
+_LIMIT = text("""
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+       - current_setting('reserved_connections', true)::int
+""")
+
+
+@dataclass(frozen=True)
+class ConnectionBudget:
+    """What is needed and what there is.
+
+    Attributes:
+        workers: On this machine, of every pool.
+        needed: Connections, of these workers, one dispatcher and some clients.
+        allowed: What PostgreSQL gives to everybody together.
+    """
+
+    workers: int
+    needed: int
+    allowed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As `config check --json` gives it."""
+        return asdict(self)
+
+    def find_problem(self) -> str | None:
+        """What to do, if they do not fit."""
+        if self.needed <= self.allowed:
+            return None
+        return (
+            f"PostgreSQL allows {self.allowed} connections and {self.workers} worker(s) on this machine, a dispatcher "
+            f"and clients may need {self.needed}; raise max_connections in postgresql.conf"
+        )
+
+
+def count_connections(database: Database, pools: Mapping[str, Pool]) -> ConnectionBudget:
+    """Add up what every pool's workers on this machine need.
+
+    Raises:
+        ConfigurationError: If a pool names a GPU that is not there.
+        DatabaseUnreachableError: If PostgreSQL cannot be asked.
+    """
+    gpus = find_gpus()
+    workers = sum(len(plan_workers(name, dict(pools), gpus)) for name in pools)
+    with database.transaction() as connection:
+        allowed = int(connection.scalar(_LIMIT) or 0)
+    return ConnectionBudget(workers, CONNECTIONS_PER_PROCESS * (workers + DISPATCHERS) + SPARE, allowed)

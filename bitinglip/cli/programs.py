@@ -1,0 +1,96 @@
+"""The programs that make up a system: the dispatcher, and Celery workers of one pool."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from bitinglip.embedded import Program
+from bitinglip.errors import ConfigurationError
+from bitinglip.settings import LogSettings, ServerUrls, load_settings
+from bitinglip.worker.hardware import find_gpus
+from bitinglip.worker.pools import WorkerSpec, find_pools_file, plan_workers, read_pools
+
+# As `bitinglip.worker.celery` reads them; importing that would import Celery.
+POOL_VARIABLE = "BITINGLIP_POOL"
+NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
+
+WORKER_STOP_SECONDS = 30.0
+
+
+def plan_pool(pool_name: str | None) -> list[WorkerSpec]:
+    """The workers that a pool has on this machine.
+
+    Args:
+        pool_name: As in pools.toml; None: the first one there.
+
+    Raises:
+        ConfigurationError: If pools.toml is wrong or has no such pool.
+    """
+    pools = read_pools(find_pools_file())
+    return plan_workers(pool_name if pool_name is not None else next(iter(pools)), pools, find_gpus())
+
+
+def find_worker(specs: list[WorkerSpec], number: int) -> WorkerSpec:
+    """One worker of a pool.
+
+    Raises:
+        ConfigurationError: If the pool has no worker of that number here.
+    """
+    if number >= len(specs):
+        pool = specs[0].pool_name
+        raise ConfigurationError(
+            f"--number is {number}: pool {pool!r} has {len(specs)} worker(s) on this machine, counted from 0"
+        )
+    return specs[number]
+
+
+def make_worker_command(spec: WorkerSpec) -> tuple[str, ...]:
+    """What runs one worker."""
+    name = f"{spec.pool_name}-{spec.number}@%h"
+    level = load_settings(LogSettings).log_level
+    options = ("--without-gossip", "--without-mingle", "--loglevel", level)
+    return (sys.executable, "-m", "celery", "-A", "bitinglip", "worker", "-n", name, *options)
+
+
+def make_worker_environment(spec: WorkerSpec) -> dict[str, str]:
+    """The environment in which that command is this worker."""
+    return {**os.environ, POOL_VARIABLE: spec.pool_name, NUMBER_VARIABLE: str(spec.number)}
+
+
+def make_url_environment(urls: ServerUrls) -> dict[str, str]:
+    """The variables by which a child finds its servers. Both hold passwords."""
+    return {"BITINGLIP_DATABASE_URL": urls.database_url, "BITINGLIP_REDIS_URL": urls.redis_url}
+
+
+def make_worker_program(spec: WorkerSpec, log_folder: Path, environment: Mapping[str, str]) -> Program:
+    """One worker as a child.
+
+    Args:
+        spec: Which.
+        log_folder: Takes `worker-POOL-NUMBER.log`.
+        environment: Added to ours.
+    """
+    name = f"worker-{spec.pool_name}-{spec.number}"
+    return Program(
+        name=name,
+        argv=make_worker_command(spec),
+        log_file=log_folder / f"{name}.log",
+        env={**make_worker_environment(spec), **environment},
+        stop_seconds=WORKER_STOP_SECONDS,
+    )
+
+
+def make_dispatcher_program(log_folder: Path, environment: Mapping[str, str]) -> Program:
+    """A dispatcher as a child.
+
+    Args:
+        log_folder: Takes `dispatcher.log`.
+        environment: Added to ours.
+    """
+    return Program(
+        name="dispatcher",
+        argv=(sys.executable, "-m", "bitinglip.dispatcher"),
+        log_file=log_folder / "dispatcher.log",
+        env={**os.environ, **environment},
+    )

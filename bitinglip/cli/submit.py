@@ -1,0 +1,131 @@
+"""`bitinglip submit`: a prompt becomes a task, and perhaps an answer."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bitinglip.cli.arguments import parse_json_object, read_json_object
+from bitinglip.cli.fields import name_options
+from bitinglip.cli.follow import follow_task, say_that_it_goes_on, wait_for_task, warn_if_nobody_works
+from bitinglip.cli.output import examples, json_option, say, write_json
+from bitinglip.client import Client, Handle
+from bitinglip.domain.task import Priority
+from bitinglip.errors import InvalidRequestError
+from bitinglip.registry.locate import BUNDLED
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_SHARED_OPTIONS = [
+    click.option("--agent", metavar="A", help="Who asks: at most 100 characters.  [default: default]"),
+    click.option("--user", metavar="U", help="On whose behalf."),
+    click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="[default: medium]"),
+    click.option("--channel", metavar="C", help="A chat channel's id: 17 to 19 digits."),
+    click.option("--title", metavar="T", help="For people.  [default: made from the prompt]"),
+    click.option("--description", metavar="D", help="For people, at most 2,000 characters."),
+    click.option("--metadata", metavar="JSON", callback=parse_json_object, help="A JSON object of your own."),
+    click.option("--wait", is_flag=True, help="Wait for the end and write the text (with --json: the record)."),
+    click.option("--follow", is_flag=True, help="Write the text as it comes (with --json: each event)."),
+    json_option,
+]
+
+
+def shared_options(command: C) -> C:
+    """The options of every kind of task."""
+    for option in reversed(_SHARED_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group()
+def submit() -> None:
+    """Submit a task. Without --wait or --follow it writes the task's id and is done."""
+
+
+@submit.command(
+    "text",
+    epilog=examples(
+        'bitinglip submit text "What is the capital of Peru?" --follow',
+        "bitinglip submit text - --agent my-bot --priority high --wait < question.txt",
+        'id=$(bitinglip submit text "What is 17 plus 25?" --temperature 0)',
+        "bitinglip task show $id --json",
+    ),
+)
+@click.argument("prompt")
+@click.option("--model", metavar="M", default="demo", show_default=True, help="A model's name, or a folder.")
+@click.option("--max-tokens", type=int, metavar="N", help="New tokens at most.  [default: 512]")
+@click.option("--temperature", type=float, metavar="T", help="0 to 2; 0 takes the likeliest.  [default: 0.7]")
+@click.option("--top-p", type=float, metavar="P", help="Choose among the likeliest tokens that add up to P.")
+@click.option("--top-k", type=int, metavar="K", help="Choose among the K likeliest tokens; 0: among all.")
+@click.option("--seed", type=int, metavar="N", help="The same seed chooses the same tokens.")
+@click.option("--stop", multiple=True, metavar="S", help="End before this text; may be repeated.")
+@click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids what was said.  [default: 1]")
+@click.option(
+    "--json-schema", metavar="FILE", callback=read_json_object, help="Make a JSON document of this JSON schema."
+)
+@shared_options
+def submit_text(prompt: str, model: str, stop: tuple[str, ...], **options: Any) -> None:
+    """Generate text from PROMPT; `-` reads it from stdin."""
+    _submit("text", prompt=_read_prompt(prompt), model=_find_folder(model), stop=list(stop), **options)
+
+
+@submit.command(
+    "echo",
+    epilog=examples(
+        "bitinglip submit echo hello --seconds 2 --chunks 5 --follow",
+        "bitinglip submit echo hello --fail retryable --fail-attempts 1 --wait",
+    ),
+)
+@click.argument("text", default="")
+@click.option("--seconds", type=float, metavar="S", help="How long it takes.  [default: 0]")
+@click.option("--chunks", type=int, metavar="N", help="In how many pieces the text comes.  [default: 1]")
+@click.option("--fail", metavar="HOW", help="error, retryable, out_of_memory, crash (of the engine) or hang.")
+@click.option("--fail-attempts", type=int, metavar="N", help="Fail on the first N attempts only.")
+@shared_options
+def submit_echo(text: str, **options: Any) -> None:
+    """Give TEXT back, after a while, or fail as told: for tests of what you build on BitingLip."""
+    _submit("echo", text=text, **options)
+
+
+def _submit(kind: str, *, wait: bool, follow: bool, as_json: bool, **fields: Any) -> None:
+    if wait and follow:
+        raise click.UsageError("--wait and --follow exclude each other; give one")
+    with Client() as client:
+        with name_options():
+            handle = client.submit(kind, **{name: value for name, value in fields.items() if value is not None})
+        if wait or follow:
+            say(f"task {handle.id}")
+            warn_if_nobody_works(client, kind)
+            _await_end(handle, follow=follow, as_json=as_json)
+        elif as_json:
+            write_json({"id": handle.id, "status": "pending"})
+        else:
+            click.echo(handle.id)
+
+
+def _await_end(handle: Handle, *, follow: bool, as_json: bool) -> None:
+    try:
+        (follow_task if follow else wait_for_task)(handle, as_json=as_json)
+    except KeyboardInterrupt:
+        say_that_it_goes_on(handle)
+        raise
+
+
+def _read_prompt(prompt: str) -> str:
+    """The argument, or all of stdin but the newline that ends its last line."""
+    if prompt != "-":
+        return prompt
+    content = sys.stdin.buffer.read()
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as exc:
+        remedy = f"stdin is not UTF-8 at byte {exc.start}; encode it so"
+        raise InvalidRequestError("PROMPT", content[exc.start :][:8], remedy) from exc
+
+
+def _find_folder(model: str) -> str:
+    """A folder by its full path: the worker that opens it stands elsewhere."""
+    path = Path(model).expanduser()
+    return model if model in BUNDLED or not path.is_dir() else str(path.resolve())

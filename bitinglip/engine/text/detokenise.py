@@ -1,0 +1,41 @@
+"""Token ids to text, a token at a time, whole characters only.
+
+Invariant: everything returned, joined, is what decoding all ids at once gives.
+"""
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Detokeniser:
+    """The text of one request.
+
+    Args:
+        backend: The tokenizer's Rust side.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def push(self, token_id: int) -> str:
+        """Return the new whole characters; empty while a character is incomplete."""
+        self._ids.append(token_id)
+        try:
+            text: str = self._stream.step(self._backend, token_id) or ""
+        except Exception:
+            # Some decoders strip what an earlier token had added, which the stream refuses; decoding all does not.
+            self._stream = DecodeStream(ids=self._ids, skip_special_tokens=True)
+            return self.flush()
+        self._sent += text
+        return text
+
+    def flush(self) -> str:
+        """Return what is left at the end; half a character becomes a replacement character."""
+        whole: str = self._backend.decode(self._ids, skip_special_tokens=True)
+        rest = whole[len(self._sent) :] if whole.startswith(self._sent) else ""
+        self._sent += rest
+        return rest
