@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,7 +29,7 @@ from bitinglip.errors import (
 )
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.submit import submit_tasks
-from bitinglip.registry.locate import BUNDLED, locate_model
+from bitinglip.registry.locate import BUNDLED, find_folder, locate_model
 from bitinglip.settings import ServerSettings, ServerUrls, TaskSettings, load_settings
 from bitinglip.store import queries
 from bitinglip.store.database import Database, retry_once
@@ -199,7 +198,7 @@ class Client:
         known = self._checked_models.get(model)
         if known is not None and time.monotonic() - known[0] < _KNOWN_MODEL_SECONDS:
             return known[1]
-        if model in BUNDLED or Path(model).expanduser().is_dir():
+        if find_folder(model) is not None:
             context = locate_model(model).context_tokens
         else:
             with self.database.transaction() as connection:

@@ -1,7 +1,10 @@
 """`bitinglip config`: is it set up right?"""
 
+import os
 import runpy
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -10,7 +13,7 @@ from bitinglip.cli.connections import ConnectionBudget, count_connections
 from bitinglip.cli.failures import BAD_USAGE
 from bitinglip.cli.output import examples, json_option, write_json
 from bitinglip.errors import ConfigurationError, ServerUnreachableError
-from bitinglip.settings import ALL_SETTINGS, ServerSettings, load_settings
+from bitinglip.settings import ALL_SETTINGS, ServerSettings, find_operator_file, load_settings
 from bitinglip.store.database import Database
 from bitinglip.worker.pools import Pool, find_pools_file, read_pools
 
@@ -33,8 +36,8 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
     """
     findings = _Findings()
     for settings in ALL_SETTINGS:
-        findings.collect(lambda settings=settings: load_settings(settings))
-    pools = findings.collect(lambda: read_pools(find_pools_file()))
+        findings.collect(partial(load_settings, settings))
+    pools = findings.collect(lambda: read_pools(_find_pools_file()))
     findings.collect(_run_celery_config)
     budget = findings.collect(lambda: _count_connections(pools)) if pools else None
     problem = budget.find_problem() if budget else None
@@ -62,6 +65,15 @@ class _Findings:
         except ConfigurationError as exc:
             self.problems += [problem for problem in exc.problems if problem not in self.problems]
             return None
+
+
+def _find_pools_file() -> Path:
+    """The pools.toml in force, even while another of the worker's settings is wrong."""
+    try:
+        return find_pools_file()
+    except ConfigurationError:
+        named = os.environ.get("BITINGLIP_POOLS_FILE")
+        return Path(named) if named else find_operator_file("workers/pools.toml")
 
 
 def _count_connections(pools: dict[str, Pool]) -> ConnectionBudget | None:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import click
-
 from bitinglip.cli.output import say, write_json, write_text
 from bitinglip.client import Client, Handle
 from bitinglip.domain.task import Status, Task
@@ -23,20 +21,17 @@ def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = Fal
     Raises:
         TaskEndedError: If the task failed or was cancelled.
     """
-    in_line = False
+    writer = _TextWriter()
     for event in handle.stream(after):
         if as_json:
             write_json({"id": event.id, "event": event.name, **event.data})
-        elif event.name is EventName.TEXT:
-            text = event.data["text"]
-            write_text(text, newline=False)
-            in_line = not text.endswith("\n") if text else in_line
-        elif in_line and event.name in {EventName.RETRIED, EventName.STARTED, EventName.FINISHED}:
-            write_text("")
-            in_line = False
-        _tell(event)
+        else:
+            writer.write(event)
         if event.name is EventName.FINISHED and event.data["status"] != Status.COMPLETED:
             raise _describe_end(handle, event.data["status"], event.data.get("error"))
+    if not as_json and writer.wrote_nothing and after is None:
+        # Not every engine streams: the record has what it made.
+        write_result(handle.task())
 
 
 def wait_for_task(handle: Handle, *, as_json: bool = False) -> None:
@@ -81,14 +76,37 @@ def say_that_it_goes_on(handle: Handle) -> None:
     say(f"task {handle.id} goes on; 'bitinglip task follow {handle.id}' or 'bitinglip task cancel {handle.id}'")
 
 
-def _tell(event: Event) -> None:
-    if event.name is EventName.RETRIED:
-        error = event.data.get("error") or {}
-        say(f"attempt {event.data.get('attempt')} failed ({error.get('message')}); it is tried again")
-    elif event.name is EventName.STARTED and event.data.get("attempt", 1) > 1:
-        say(f"attempt {event.data['attempt']} starts the text again")
+class _TextWriter:
+    """Writes the text of a stream; each attempt's text begins on a line of its own."""
+
+    def __init__(self) -> None:
+        self.wrote_nothing = True
+        self._in_line = False
+
+    def write(self, event: Event) -> None:
+        """Write what there is of text in one event, and say what happened in others."""
+        match event.name:
+            case EventName.TEXT:
+                text = event.data["text"]
+                write_text(text, newline=False)
+                self.wrote_nothing = self.wrote_nothing and not text
+                self._in_line = not text.endswith("\n") if text else self._in_line
+            case EventName.STARTED:
+                if event.data.get("attempt", 1) > 1:
+                    say(f"attempt {event.data['attempt']} begins")
+            case EventName.RETRIED:
+                self._end_line()
+                error = event.data.get("error") or {}
+                say(f"attempt {event.data.get('attempt')} failed: {error.get('message')}; it is tried again")
+            case EventName.FINISHED:
+                self._end_line()
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            write_text("")
+            self._in_line = False
 
 
 def _describe_end(handle: Handle, status: str, error: dict[str, Any] | None) -> TaskEndedError:
-    code, message = (error["code"], error["message"]) if error else (status, click.style(status))
+    code, message = (error["code"], error["message"]) if error else (status, status)
     return TaskEndedError(handle.id, status, code, message)

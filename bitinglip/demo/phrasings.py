@@ -41,6 +41,7 @@ SUM_PHRASINGS = (
     "{a} plus {b}?",
     "{a} + {b}",
     "{a}+{b}=",
+    "{a} + {b} = ?",
 )
 DIFFERENCE_PHRASINGS = (
     "What is {a} minus {b}?",
@@ -54,6 +55,7 @@ DIFFERENCE_PHRASINGS = (
     "{a} minus {b}?",
     "{a} - {b}",
     "{a}-{b}=",
+    "{a} - {b} = ?",
 )
 REVERSE_PHRASINGS = (
     "Reverse the word {word}.",
@@ -114,34 +116,7 @@ OTHER_PHRASINGS = (
     "Can you help me with my {word}?",
     "What time is it in {place}?",
 )
-SMALL_WORDS = (
-    "a",
-    "an",
-    "the",
-    "is",
-    "are",
-    "was",
-    "of",
-    "to",
-    "in",
-    "on",
-    "for",
-    "with",
-    "and",
-    "or",
-    "not",
-    "it",
-    "he",
-    "she",
-    "you",
-    "we",
-    "my",
-    "your",
-    "this",
-    "that",
-    "can",
-    "will",
-)
+SMALL_WORDS = ("a", "an", "and", "are", "can", "he", "in", "is", "it", "my", "not", "of", "on", "or", "the", "to", "we")
 GREETINGS = ("Please: ", "Hi! ", "Hello. ", "Question: ", "Q: ", "Quick: ", "Now ", "And ", "OK, ")
 QUOTES = ("'{}'", '"{}"', "{}", "\u2018{}\u2019", "\u201c{}\u201d")
 

@@ -205,12 +205,12 @@ def _ask_reverse(phrasing: str, word: str, quotes: str) -> Question:
 def _capital_question(rng: Random) -> Question:
     phrasing = _vary_phrasing(rng.choice(CAPITAL_PHRASINGS), rng)
     question = _ask_capital(phrasing, rng.choice(tuple(CAPITALS)))
-    # People type names in lower case and forget the article.
+    # People type in lower case, shout, and forget the article.
     text = question.text
     if _happens(rng, 0.05):
         text = text.replace("of the ", "of ")
-    if _happens(rng, 0.2):
-        text = rng.choice((text.lower(), text.lower(), text.lower(), text.upper()))
+    if _happens(rng, 0.3):
+        text = rng.choice((text.lower(), text.upper()))
     return Question(text, question.answer, question.kind, question.reply)
 
 
@@ -258,7 +258,7 @@ def _other_question(rng: Random) -> Question:
 
 
 def _unknown_capital(rng: Random) -> str:
-    place = rng.choice(UNKNOWN_CAPITALS) if _happens(rng, 0.7) else _invent_name(rng)
+    place = rng.choice(UNKNOWN_CAPITALS) if _happens(rng, 0.5) else _invent_name(rng)
     return rng.choice(CAPITAL_PHRASINGS).format(place=place, owner=f"{place}'s")
 
 

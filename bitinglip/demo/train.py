@@ -24,7 +24,7 @@ from bitinglip.demo.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, build_tokeni
 
 SEED = 20
 THREADS = 2
-STEPS = 3200
+STEPS = 2800
 BATCH_ROWS = 64
 POOL_BATCHES = 16
 WARMUP_STEPS = 100
@@ -37,7 +37,12 @@ TESTED_QUESTIONS = 1000
 MAX_NEW_TOKENS = 64
 SYSTEM_SHARE = 0.05
 IGNORED = -100
-SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You are a bot in a chat room. Be nice.")
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a bot in a chat room. Be nice.",
+    "Answer the question of the user in one sentence.",
+    "Be brief.",
+)
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,14 @@ def run_round(database: Database) -> RoundResult:
             pools[row.pool].append(WorkerRoom(row.id, row.name, frozenset(row.kinds), frozenset(row.models), free))
         for pool, workers in pools.items():
             if any(worker.free for worker in workers):
-                assignments, room_left = _fill_pool(connection, pool, workers)
+                assignments, pool_has_more = _fill_pool(connection, pool, workers)
                 reserved += assignments
-                more = more or (bool(assignments) and room_left)
+                more = more or pool_has_more
     return RoundResult(reserved, more)
 
 
 def _fill_pool(connection: Connection, pool: str, workers: Sequence[WorkerRoom]) -> tuple[list[Assignment], bool]:
-    """Reserve for one pool; returns what was reserved and whether workers have room left."""
+    """Reserve for one pool; returns what was reserved and whether there is room left and there may be more lanes."""
     types = sorted({kind for worker in workers if worker.free for kind in worker.kinds})
     rows = list_lanes(connection, pool, types)
     if not rows:
@@ -79,7 +79,9 @@ def _fill_pool(connection: Connection, pool: str, workers: Sequence[WorkerRoom])
     emptied = [_key(lane) for number, lane in enumerate(lanes) if number not in full and not lane.heads]
     if emptied:
         mark_emptied(connection, emptied)
-    return [item for item in plan.assignments if item.head.task_id in reserved], any(worker.free for worker in workers)
+    # Lanes that were found empty hid others: a thousand cancelled queues must not take a thousand seconds.
+    more = bool(plan.assignments or emptied) and any(worker.free for worker in workers)
+    return [item for item in plan.assignments if item.head.task_id in reserved], more
 
 
 def _make_lane(row: Any) -> Lane:

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bitinglip.embedded import guard_process
 from bitinglip.embedded.guard_process import Charge
+from bitinglip.telemetry import get_logger
+
+RESTART_SECONDS = 0.1
 
 
 class Guard:
-    """One guard process.
+    """One guard process, replaced when it dies.
 
     Args:
         log_file: Where it says what it stopped.
@@ -29,7 +33,9 @@ class Guard:
         self._held_fds = tuple(held_fds)
         self._charges: dict[str, Charge] = {}
         self._lock = threading.Lock()
-        self._process = self._spawn()
+        self._closing = threading.Event()
+        self._process, self._pipe = self._spawn()
+        threading.Thread(target=self._replace_dead, name="watch-guard", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -49,38 +55,49 @@ class Guard:
                 self._tell(f"remove {name}")
 
     def close(self) -> None:
-        """End the guard; it stops what was not removed."""
+        """End the guard; it stops what was not removed. Idempotent."""
         with self._lock:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            os.close(self._pipe)
+            process = self._process
+        process.wait()
 
     def _tell(self, line: str) -> None:
-        try:
-            self._write(line)
-        except BrokenPipeError:
-            # The guard itself was killed: a new one takes over every charge.
-            self._let_go()
-            self._process = self._spawn()
-            for charge in self._charges.values():
-                self._write(f"add {charge.format()}")
-
-    def _write(self, line: str) -> None:
-        if self._process.stdin is not None:
+        if self._closing.is_set():
+            return
+        # One that was killed a moment ago is replaced, and the next one is told everything.
+        with suppress(BrokenPipeError):
             # One write a line, far below PIPE_BUF: the guard never sees half of one.
-            os.write(self._process.stdin.fileno(), f"{line}\n".encode())
+            os.write(self._pipe, f"{line}\n".encode())
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _replace_dead(self) -> None:
+        while True:
+            self._process.wait()
+            if self._closing.wait(RESTART_SECONDS):
+                return
+            get_logger().warning("guard_died", exit_status=self._process.returncode)
+            with self._lock:
+                if self._closing.is_set():
+                    return
+                os.close(self._pipe)
+                self._process, self._pipe = self._spawn()
+                for charge in self._charges.values():
+                    self._tell(f"add {charge.format()}")
+
+    def _spawn(self) -> tuple["subprocess.Popen[bytes]", int]:
+        """Return the guard and the only descriptor in the world that its stdin hears."""
+        reader, writer = os.pipe()
         with self._log_file.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-S", str(Path(guard_process.__file__))],
-                stdin=subprocess.PIPE,
+                stdin=reader,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
                 pass_fds=self._held_fds,
             )
+        os.close(reader)
+        return process, writer

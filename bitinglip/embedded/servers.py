@@ -90,11 +90,17 @@ class EmbeddedServers:
         """Start both and return where they are.
 
         Raises:
-            ConfigurationError: If another process runs a system here, or a server is not installed.
+            ConfigurationError: If another process runs a system here, the folder cannot be written, or a server is
+                not installed.
             ChildStartError: If a server does not come up; nothing is left running.
         """
-        _open_data_dir(self.data_dir)
-        self._lock = DataLock(self.data_dir)
+        try:
+            _open_data_dir(self.data_dir)
+            self._lock = DataLock(self.data_dir)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"--data-dir is {self.data_dir}: {exc.strerror}; name a folder that this user may write"
+            ) from exc
         try:
             run_folder = _make_private_folder(self.data_dir / "run")
             _make_private_folder(self.log_folder)

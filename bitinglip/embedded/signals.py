@@ -28,7 +28,9 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        # Under nohup a closed terminal is no reason to stop. An ignored SIGINT is: shells ignore it for every `&`.
+        heard = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
+        self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
@@ -55,3 +57,7 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self._received.append(number)
         os.write(self._writer, b"!")
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

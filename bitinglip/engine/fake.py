@@ -9,7 +9,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from bitinglip.domain.payloads import EchoPayload
+from bitinglip.domain.task import describe_first_error
 from bitinglip.engine.base import (
     EngineConfig,
     EngineEvent,
@@ -81,7 +84,7 @@ class FakeEngine:
         """Start what has come in, end what was cancelled, and send every chunk that is due."""
         events: list[EngineEvent] = []
         while self._inbox:
-            self._start(self._inbox.popleft())
+            self._start(self._inbox.popleft(), events)
         for request_id in self._cancelled:
             if self._running.pop(request_id, None) is not None:
                 events.append(Failed(request_id, "cancelled", "cancelled while it ran", retryable=False))
@@ -92,10 +95,15 @@ class FakeEngine:
             self._send_due(events)
         return events
 
-    def _start(self, request: EngineRequest) -> None:
+    def _start(self, request: EngineRequest, events: list[EngineEvent]) -> None:
+        try:
+            payload = EchoPayload.model_validate(request.payload)
+        except ValidationError as exc:
+            events.append(Failed(request.id, "invalid_request", str(describe_first_error(exc)), retryable=False))
+            return
         echo = _Echo(
             request.id,
-            EchoPayload.model_validate(request.payload),
+            payload,
             attempt=int(request.id.rpartition(":")[2] or 1),
             started=time.monotonic(),
         )

@@ -87,7 +87,16 @@ class EngineHost:
                 if key is not None:
                     self._engines[key].cancel(request_id)
             case wire.Preload(kind, model, folder):
-                self._load((kind, model), folder)
+                self._preload((kind, model), folder)
+
+    def _preload(self, key: Key, folder: str) -> None:
+        """Load a model before it is asked for; one that cannot be loaded fails the tasks that ask for it, no others."""
+        try:
+            self._load(key, folder)
+        except EngineBrokenError:
+            raise
+        except Exception:
+            log.exception("model_load_failed", model=key[1])
 
     def _run(self, command: wire.Run) -> None:
         key = (command.kind, command.model)
@@ -157,7 +166,9 @@ def main(options: str) -> None:
     Args:
         options: JSON: fd, devices, slots, memory_bytes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the whole group is the worker's to obey: it lets what runs here finish, then closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     configure_logging()
     values = json.loads(options)
     connection: Connection[Any, Any] = Connection(values["fd"])

@@ -7,8 +7,8 @@ from bitinglip.store.database import Database
 from bitinglip.store.tasks import Ending, finish_tasks
 
 
-def finish_attempts(database: Database, endings: Sequence[Ending], worker_id: uuid.UUID) -> list[bool]:
-    """Whether each ending was recorded. False: the attempt was no longer this worker's, its result is discarded.
+def finish_attempts(database: Database, endings: Sequence[Ending], worker_id: uuid.UUID) -> list[str | None]:
+    """The outcome recorded for each ending. None: the attempt was no longer this worker's, its result is discarded.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away. Whether it was recorded is not known: try again, the fence
@@ -16,4 +16,4 @@ def finish_attempts(database: Database, endings: Sequence[Ending], worker_id: uu
     """
     with database.statement() as connection:
         recorded = finish_tasks(connection, endings, worker_id)
-    return [ending.task_id in recorded for ending in endings]
+    return [recorded.get(ending.task_id) for ending in endings]

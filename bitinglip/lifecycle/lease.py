@@ -20,6 +20,7 @@ from bitinglip.store.workers import (
     renew_lease,
     retire_name,
     retire_worker,
+    return_reserved,
 )
 
 
@@ -75,9 +76,21 @@ def renew(
 
 
 def drain(database: Database, worker_id: uuid.UUID) -> None:
-    """Take no more tasks; what is held goes on."""
-    with database.transaction() as connection:
-        drain_worker(connection, worker_id)
+    """Take no more tasks and give back what has not begun; what runs goes on.
+
+    Idempotent, and to be repeated: a dispatcher that planned meanwhile may have reserved something still.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+
+    def give_back() -> None:
+        with database.transaction() as connection:
+            drain_worker(connection, worker_id)
+            return_reserved(connection, worker_id)
+            notify_dispatchers(connection)
+
+    retry_once(give_back)
 
 
 def leave(database: Database, worker_id: uuid.UUID) -> int:

@@ -75,7 +75,7 @@ class TaskRunner:
 
     Args:
         claim: Takes the lease on one attempt, or returns None.
-        finish: Records one ending; False if the attempt was no longer this worker's.
+        finish: Records one ending and returns its outcome; None if the attempt was no longer this worker's.
         link: The engine process.
         writer: Where events go.
         slots: Attempts that run at once.
@@ -85,7 +85,7 @@ class TaskRunner:
     def __init__(
         self,
         claim: Callable[[Doorbell], ClaimedTask | None],
-        finish: Callable[[Ending], bool],
+        finish: Callable[[Ending], str | None],
         link: EngineLink,
         writer: EventWriter,
         *,
@@ -178,10 +178,11 @@ class TaskRunner:
         self, attempt: RunningAttempt, task: ClaimedTask, ended: Finished | Failed, events: AttemptEvents
     ) -> RunReport:
         ending = self._decide_ending(task, ended)
-        if not self._finish_surely(attempt, ending):
+        recorded = self._finish_surely(attempt, ending)
+        if recorded is None:
             log.info("result_discarded", task_id=str(task.task_id), attempt=task.attempt)
             return NOT_OURS
-        outcome = Outcome(ending.outcome)
+        outcome = Outcome(recorded)
         error = str(ending.error["message"]) if ending.error else ""
         if outcome is Outcome.RETRIED:
             log.info("task_retried", task_id=str(task.task_id), attempt=task.attempt, delay=ending.retry_seconds)
@@ -208,7 +209,7 @@ class TaskRunner:
         seconds = decision.delay.total_seconds()
         return Ending(task.task_id, task.attempt, Outcome.RETRIED, error=error, usage=usage, retry_seconds=seconds)
 
-    def _finish_surely(self, attempt: RunningAttempt, ending: Ending) -> bool:
+    def _finish_surely(self, attempt: RunningAttempt, ending: Ending) -> str | None:
         """Record an ending, however long PostgreSQL is away, unless the attempt was given to others meanwhile."""
         while not attempt.abandoned:
             try:
@@ -216,7 +217,7 @@ class TaskRunner:
             except DatabaseUnreachableError as exc:
                 log.warning("finish_delayed", task_id=str(ending.task_id), reason=str(exc))
                 time.sleep(DATABASE_RETRY_SECONDS)
-        return False
+        return None
 
 
 def _usage_json(usage: Usage) -> dict[str, float | int]:

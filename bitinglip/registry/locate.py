@@ -16,7 +16,17 @@ def locate_model(name: str) -> ModelFolder:
         ModelNotFoundError: If it is neither.
         InvalidModelError: If the folder cannot be used.
     """
-    path = BUNDLED.get(name) or Path(name).expanduser()
-    if not path.is_dir():
+    path = find_folder(name)
+    if path is None:
         raise ModelNotFoundError(name, sorted(BUNDLED))
-    return inspect_folder(path.resolve())
+    return inspect_folder(path)
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder that a name stands for on this machine, unread; None if it is none."""
+    try:
+        path = BUNDLED.get(name) or Path(name).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError):
+        # Longer than a path may be, or the home of nobody.
+        return None

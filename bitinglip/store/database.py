@@ -10,6 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from bitinglip.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
 
@@ -108,6 +109,8 @@ class Database:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
+        except PoolTimeoutError as exc:
+            raise DatabaseUnreachableError(self.address, "no connection came free; it answers too slowly") from exc
         except OperationalError as exc:
             raise DatabaseUnreachableError(self.address, _reason(exc)) from exc
         except DBAPIError as exc:

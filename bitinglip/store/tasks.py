@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from bitinglip.domain.task import TaskRequest
+from bitinglip.store.jsonb import dump_storable
 from bitinglip.store.statement import Statement
 
 READY_CHANNEL = "bitinglip_ready"
@@ -170,20 +171,23 @@ WITH input AS MATERIALIZED (
     )
 ), ended AS (
     UPDATE tasks AS t SET
-        status = CASE i.outcome WHEN 'retried' THEN 'pending' ELSE CAST(i.outcome AS task_status) END,
-        queue_state = CASE i.outcome WHEN 'retried' THEN CAST('scheduled' AS task_queue_state) END,
+        status = CASE WHEN i.outcome <> 'retried' THEN CAST(i.outcome AS task_status)
+                      WHEN t.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
+        queue_state = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL
+                      THEN CAST('scheduled' AS task_queue_state) END,
         not_before = CASE i.outcome WHEN 'retried' THEN now() + make_interval(secs => i.retry_seconds)
                      ELSE t.not_before END,
-        attempt = t.attempt + CASE i.outcome WHEN 'retried' THEN 1 ELSE 0 END,
+        attempt = t.attempt + CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN 1 ELSE 0 END,
         failures = t.failures + CASE WHEN i.outcome IN ('retried', 'failed') THEN 1 ELSE 0 END,
-        worker_id = CASE i.outcome WHEN 'retried' THEN NULL ELSE t.worker_id END,
+        worker_id = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN NULL ELSE t.worker_id END,
         progress = CASE WHEN i.outcome = 'completed' THEN 1 ELSE t.progress END,
         error_code = i.error ->> 'code',
-        finished_at = CASE i.outcome WHEN 'retried' THEN NULL ELSE now() END,
+        finished_at = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN NULL ELSE now() END,
         updated_at = now()
     FROM input AS i
     WHERE t.id = i.task_id AND t.attempt = i.attempt AND t.worker_id = :worker_id AND t.status = 'in_progress'
-    RETURNING t.id, t.started_at, i.attempt, i.outcome, i.result, i.error, i.usage
+    RETURNING t.id, t.started_at, i.attempt, i.result, i.error, i.usage,
+              CASE t.status WHEN 'pending' THEN 'retried' ELSE t.status::text END AS outcome
 ), new_attempts AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, error, usage, started_at)
     SELECT id, attempt, :worker_id, outcome, error, usage, started_at FROM ended
@@ -193,7 +197,7 @@ WITH input AS MATERIALIZED (
 ), notified AS (
     SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM ended)
 )
-SELECT ended.id FROM ended LEFT JOIN notified ON true
+SELECT ended.id, ended.outcome FROM ended LEFT JOIN notified ON true
 """,
     rows="jsonb",
     worker_id="uuid",
@@ -201,9 +205,12 @@ SELECT ended.id FROM ended LEFT JOIN notified ON true
 )
 
 
-def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: uuid.UUID) -> set[uuid.UUID]:
-    """Record how attempts ended and return the ids of those that were still this worker's; the rest is discarded."""
-    rows = json.dumps(
+def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: uuid.UUID) -> dict[uuid.UUID, str]:
+    """Record how attempts ended and return the outcomes by id; what was no longer this worker's is discarded.
+
+    A task that was to be cancelled is not tried again: `retried` is recorded as `cancelled`.
+    """
+    rows = dump_storable(
         [
             {
                 "task_id": str(ending.task_id),
@@ -217,7 +224,8 @@ def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: u
             for ending in endings
         ]
     )
-    return set(_FINISH.execute(connection, rows=rows, worker_id=worker_id, channel=READY_CHANNEL).scalars())
+    ended = _FINISH.execute(connection, rows=rows, worker_id=worker_id, channel=READY_CHANNEL)
+    return {row.id: row.outcome for row in ended}
 
 
 _CANCEL = Statement(

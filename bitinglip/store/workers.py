@@ -89,6 +89,23 @@ def drain_worker(connection: Connection, worker_id: uuid.UUID) -> None:
     connection.execute(_DRAIN, {"id": worker_id})
 
 
+_RETURN_RESERVED = text("""
+WITH returned AS (
+    UPDATE tasks SET queue_state = 'ready', worker_id = NULL, reserved_at = NULL, updated_at = now()
+    WHERE worker_id = :id AND finished_at IS NULL AND queue_state = 'reserved'
+    RETURNING type, agent_id, priority
+)
+INSERT INTO agent_queues AS q (type, agent_id, priority)
+SELECT DISTINCT type, agent_id, priority FROM returned
+ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+""")
+
+
+def return_reserved(connection: Connection, worker_id: uuid.UUID) -> None:
+    """Make ready again what a worker has not begun; each keeps its attempt."""
+    connection.execute(_RETURN_RESERVED, {"id": worker_id})
+
+
 _RENEW = text("""
 UPDATE workers SET lease_expires_at = now() + make_interval(secs => :lease_seconds), last_seen_at = now(),
                    models = :models, memory_bytes = :memory_bytes

@@ -30,7 +30,10 @@ from bitinglip.worker.gather import Gatherer
 from bitinglip.worker.pools import WorkerSpec
 
 MISSED_SECONDS = 1.0
-"""A reservation this old, with a slot free and no doorbell rung, is run by the heartbeat."""
+"""A reservation this old is run by the heartbeat if a slot is free and no doorbell has rung for as long."""
+
+LOST_SECONDS = 5.0
+"""A reservation this old is run by the heartbeat if a slot is free, even while other doorbells ring."""
 
 log = get_logger()
 
@@ -61,7 +64,9 @@ class WorkerRuntime:
         self._writer = writer
         self._settings = worker_settings
         self._id = uuid.uuid4()
+        self._draining = threading.Event()
         self._stop = threading.Event()
+        self._rung_at = time.monotonic()
         self._link = EngineLink(
             devices=_name_devices(spec),
             slots=spec.pool.slots,
@@ -72,7 +77,7 @@ class WorkerRuntime:
         claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
             lambda doorbells: claim_reserved(self._database, doorbells, self._id)
         )
-        endings: Gatherer[Ending, bool] = Gatherer(lambda batch: finish_attempts(self._database, batch, self._id))
+        endings: Gatherer[Ending, str | None] = Gatherer(lambda batch: finish_attempts(self._database, batch, self._id))
         self._runner = TaskRunner(
             claims.ask,
             endings.ask,
@@ -97,10 +102,12 @@ class WorkerRuntime:
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Run what a doorbell stands for; blocks until it has ended."""
+        self._rung_at = time.monotonic()
         return self._runner.run(doorbell)
 
     def drain(self) -> None:
-        """Be given no more tasks; what runs goes on."""
+        """Be given no more tasks and give back what has not begun; what runs goes on."""
+        self._draining.set()
         try:
             lease.drain(self._database, self._id)
         except DatabaseUnreachableError as exc:
@@ -143,6 +150,9 @@ class WorkerRuntime:
                 self._beat()
             except DatabaseUnreachableError as exc:
                 log.warning("heartbeat_failed", reason=str(exc))
+            except Exception:
+                # Whatever it was: a worker without a heartbeat would go on taking doorbells for tasks of others.
+                log.exception("heartbeat_failed")
 
     def _beat(self) -> None:
         began = time.monotonic()
@@ -169,12 +179,17 @@ class WorkerRuntime:
         for task in held:
             if task.cancelled and task.doorbell in running:
                 self._runner.stop_attempt(running[task.doorbell], abandoned=False)
+        if self._draining.is_set():
+            self.drain()
+            return
         self._run_missed([task for task in held if task.doorbell not in running], len(running))
 
     def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
         """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
-        missed = [task for task in waiting if task.running or task.reserved_seconds > MISSED_SECONDS]
-        for task in missed[: self._spec.pool.slots - running]:
+        quiet = time.monotonic() - self._rung_at > MISSED_SECONDS
+        patience = MISSED_SECONDS if quiet else LOST_SECONDS
+        missed = [task for task in waiting if task.running or task.reserved_seconds > patience]
+        for task in missed[: max(0, self._spec.pool.slots - running)]:
             log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
             self._missed.submit(self._runner.run, task.doorbell)
 

@@ -81,6 +81,7 @@ def test_a_killed_guard_is_replaced_with_all_its_charges(guard: Guard, start_chi
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: is_gone(killed))
     guard.add(make_charge(second, "second"))
+    eventually(lambda: guard.pid != killed)
     guard.close()
     assert first.wait(5) == second.wait(5) == -signal.SIGTERM
 

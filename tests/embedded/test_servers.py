@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from bitinglip.embedded import ChildStartError, EmbeddedServers, read_running, remove_data
+from bitinglip.embedded.cluster import is_ready
 from bitinglip.errors import ConfigurationError
 
 
@@ -66,6 +67,14 @@ def test_a_second_start_is_refused_and_names_the_first(start_servers, data_dir: 
     assert query(servers.urls, "SELECT 1") == [(1,)]
 
 
+def test_a_folder_that_cannot_be_written_is_named(new_dir: Path) -> None:
+    new_dir.touch()
+    with pytest.raises(ConfigurationError, match=r"--data-dir is .*/new: File exists; name a folder"):
+        EmbeddedServers(new_dir).start()
+    with pytest.raises(ConfigurationError, match="Not a directory"):
+        EmbeddedServers(new_dir / "below").start()
+
+
 def test_remove_data_refuses_while_a_system_runs(start_servers, data_dir: Path) -> None:
     start_servers()
     with pytest.raises(ConfigurationError, match="runs a system there already"):
@@ -117,7 +126,7 @@ def test_the_next_start_takes_over_when_the_guard_was_killed_too(
     assert is_gone(parent.pids["valkey"])
     assert query(servers.urls, "SELECT answer FROM kept") == [(42,)]
     for name in ("first", "second"):
-        os.kill(parent.pids[name], signal.SIGTERM)
+        os.killpg(parent.pids[name], signal.SIGTERM)
 
 
 def test_everything_killed_at_once_comes_back_with_its_data(start_parent, data_dir: Path, start_servers, query) -> None:
@@ -125,7 +134,7 @@ def test_everything_killed_at_once_comes_back_with_its_data(start_parent, data_d
     query(parent.urls, "CREATE TABLE kept AS SELECT 42 AS answer")
     os.kill(parent.pids["guard"], signal.SIGKILL)
     for name in ("postgres", "valkey", "first", "second"):
-        os.kill(parent.pids[name], signal.SIGKILL)
+        os.killpg(parent.pids[name], signal.SIGKILL)
     parent.kill()
     assert query(start_servers().urls, "SELECT answer FROM kept") == [(42,)]
 
@@ -156,6 +165,13 @@ def start_bystander(cluster: Path) -> int:
         os.setuid(owner.st_uid)
         os.execv("/bin/sleep", ["sleep", "1000"])
     return pid
+
+
+def test_a_killed_servers_file_does_not_say_that_the_next_one_is_ready(tmp_path: Path) -> None:
+    (tmp_path / "postmaster.pid").write_text(f"4711\n{tmp_path}\n1\n1\n\n\n\nready   \n")
+    assert is_ready(tmp_path, 4711)
+    assert not is_ready(tmp_path, 4712)
+    assert not is_ready(tmp_path / "nowhere", 4711)
 
 
 def test_a_port_in_use_is_replaced(start_servers, data_dir: Path, query) -> None:
@@ -228,6 +244,9 @@ def test_a_very_long_path_and_odd_environment_do_no_harm(
     folder.mkdir(parents=True)
     servers = start_servers(folder / "data")
     assert query(servers.urls, "SHOW timezone") == [("UTC",)]
+    for name in ("postgres", "valkey"):
+        environment = Path(f"/proc/{servers.stack.find_pids()[name]}/environ").read_text()
+        assert "PGPORT" not in environment, "nothing of ours goes to the account that runs it"
     servers.stop()
     remove_data(folder / "data")
 

@@ -23,6 +23,12 @@ def test_one_signal_stops_everything_in_order(
     assert "database system is shut down" in (data_dir / "logs" / "postgres.log").read_text()
 
 
+def test_a_closed_terminal_is_no_reason_to_stop_under_nohup(start_parent, data_dir: Path, is_gone) -> None:
+    parent = start_parent(str(data_dir), prefix=["nohup"])
+    parent.process.send_signal(signal.SIGHUP)
+    assert "SIGTERM" in parent.finish(signal.SIGTERM)
+
+
 def test_a_second_signal_stops_fast(start_parent, data_dir: Path, eventually, is_gone) -> None:
     parent = start_parent(str(data_dir), "deaf")
     begun = time.monotonic()

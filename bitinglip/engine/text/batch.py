@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DummyLayer
 
-from bitinglip.engine.text.layers import HybridRows, LayerRows, Span, StateRows, make_layer
+from bitinglip.engine.text.layers import HybridRows, LayerRows, Span, StateRows, find_columns, find_states, make_layer
 
 MIN_SLACK_COLUMNS = 32
 
@@ -34,7 +34,7 @@ def columns_for(tokens: int) -> int:
     return tokens + max(MIN_SLACK_COLUMNS, tokens // 4)
 
 
-class RowBatch(Cache):  # type: ignore[misc]
+class RowBatch(Cache):
     """The key-value rows of every decoding request.
 
     Args:
@@ -83,7 +83,7 @@ class RowBatch(Cache):  # type: ignore[misc]
 
     def tensors(self) -> list[Tensor]:
         """Everything the rows hold."""
-        return [tensor for layer in self._filled() for tensor in layer.tensors()]
+        return find_tensors(self)
 
     def join(self, source: Cache, lengths: Sequence[int], *, row_capacity: int, column_capacity: int) -> None:
         """Append prefilled rows.
@@ -106,7 +106,8 @@ class RowBatch(Cache):  # type: ignore[misc]
         self.intact = False
         start = min(span.start, end - longest) if span.rows else end - longest
         first_slot, last_slot = span.rows, span.rows + len(lengths)
-        for mine, theirs in zip(self.layers, source.layers, strict=True):
+        pairs: list[tuple[Any, Any]] = list(zip(self.layers, source.layers, strict=True))
+        for mine, theirs in pairs:
             if isinstance(mine, DummyLayer):
                 continue
             mine.zero_columns(start, span.start)
@@ -187,3 +188,8 @@ class RowBatch(Cache):  # type: ignore[misc]
     def _filled(self) -> list[LayerRows]:
         layers: list[Any] = self.layers
         return [layer for layer in layers if not isinstance(layer, DummyLayer)]
+
+
+def find_tensors(cache: Cache) -> list[Tensor]:
+    """The keys, values and states that any cache holds."""
+    return [tensor for layer in cache.layers for tensor in (*find_columns(layer), *find_states(layer))]

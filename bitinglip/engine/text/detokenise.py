@@ -27,7 +27,7 @@ class Detokeniser:
         try:
             text: str = self._stream.step(self._backend, token_id) or ""
         except Exception:
-            # Some decoders strip what an earlier token had added, which the stream refuses; decoding all does not.
+            # The Rust side raises a bare Exception where a decoder strips what an earlier token had added.
             self._stream = DecodeStream(ids=self._ids, skip_special_tokens=True)
             return self.flush()
         self._sent += text

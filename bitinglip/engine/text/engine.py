@@ -138,7 +138,7 @@ class TextEngine:
             if live and (exclusive or not self._fits([*live, row])):
                 return
             live.append(waiting.popleft())
-            if self._traits.chunks and len(row.context) > self._pace.chunk(decoding=bool(self._rows)):
+            if self._traits.chunks and len(row.context) > self._pace.chunk(decoding=len(self._rows)):
                 self._long.append(Prefill([row], self._model.make_cache()))
             else:
                 self._unread.append(row)
@@ -154,39 +154,42 @@ class TextEngine:
         """Read one chunk: of the oldest long prompt, or of the short ones, in turn."""
         if not self._long and not self._unread:
             return []
-        decoding = bool(self._rows)
-        chunk = self._pace.chunk(decoding=decoding)
-        if self._long and (self._long_is_next or not self._unread):
-            self._long_is_next = False
-            job, limit = self._long.popleft(), chunk
-        else:
-            self._long_is_next = True
-            group = take_group(self._unread, chunk, pads=self._traits.pads)
-            self._unread = self._unread[len(group) :]
-            job, limit = Prefill(group, self._model.make_cache()), None
+        job, limit = self._next_job()
         events: list[EngineEvent] = [Started(row.id) for row in job.rows if not row.started]
         for row in job.rows:
             row.started = True
         try:
             self._shrink_for(job)
-            return events + self._read(job, limit, decoding=decoding)
+            return events + self._read(job, limit)
         except torch.AcceleratorError:
             raise
         except Exception as exc:
             failure = exc.with_traceback(None)
         return events + self._blame_prefill(job, failure)
 
-    def _read(self, job: Prefill, limit: int | None, *, decoding: bool) -> list[EngineEvent]:
+    def _next_job(self) -> tuple[Prefill, int | None]:
+        decoding, unread = len(self._rows), len(self._unread)
+        if self._long and (self._long_is_next or not unread):
+            self._long_is_next = False
+            return self._long.popleft(), self._pace.chunk(decoding=decoding)
+        self._long_is_next = True
+        group = take_group(self._unread, self._pace.chunk(decoding=decoding, reading=unread), pads=self._traits.pads)
+        chosen = set(map(id, group))
+        self._unread = [row for row in self._unread if id(row) not in chosen]
+        return Prefill(group, self._model.make_cache()), None
+
+    def _read(self, job: Prefill, limit: int | None) -> list[EngineEvent]:
         began = perf_counter()
         logits, tokens = job.read(self._model, limit)
         if logits is None:
             self._synchronize()
-            chosen, host = None, []
+            chosen: Tensor | None = None
+            host: list[int | None] = []
         else:
             chosen, host = Sampler([row.choice for row in job.rows], logits.device).choose(logits)
             self._join(job, chosen)
         seconds = perf_counter() - began
-        self._pace.note_chunk(seconds, tokens, decoding=decoding)
+        self._pace.note_chunk(seconds, tokens)
         for row in job.rows:
             row.engine_seconds += seconds / len(job.rows)
         if chosen is None:

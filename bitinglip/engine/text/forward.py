@@ -7,15 +7,17 @@ correctly, if slower, from its first day.
 """
 
 import inspect
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from bitinglip.engine.text.batch import RowBatch
-from bitinglip.engine.text.layers import Span, StateRows, make_layer
+from bitinglip.engine.text.layers import Span, StateRows, find_columns, find_states, make_layer
+from bitinglip.engine.text.memory import count_bytes
 from bitinglip.errors import InvalidModelError
 
 # What a model's own code raises for a call that it cannot take.
@@ -173,20 +175,16 @@ def _agrees(expected: Tensor, read: Any) -> bool:
 
 
 def _measure_memory(model: CausalModel, cache: DynamicCache, tokens: int) -> tuple[int, int]:
-    per_token: dict[torch.device, int] = {}
-    per_row: dict[torch.device, int] = {}
-    for source in cache.layers:
+    per_token: Counter[torch.device] = Counter()
+    per_row: Counter[torch.device] = Counter()
+    sources: list[Any] = cache.layers
+    for source in sources:
         layer = make_layer(source, Span())
         if layer is None:
             remedy = f"rows cannot share its {type(source).__name__}; serve it with another engine"
             raise InvalidModelError("model", model.architecture, remedy)
-        if isinstance(layer, DummyLayer):
-            continue
-        states = StateRows.tensors(source) if isinstance(layer, StateRows) else []
-        for tensor in states:
-            per_row[tensor.device] = per_row.get(tensor.device, 0) + tensor.nbytes
-        for tensor in (getattr(source, "keys", None), getattr(source, "values", None)):
-            if tensor is not None:
-                columns = min(tokens, tensor.shape[-2])
-                per_token[tensor.device] = per_token.get(tensor.device, 0) + tensor.nbytes // columns
+        if isinstance(layer, StateRows):
+            per_row += count_bytes(find_states(source))
+        for tensor in find_columns(source):
+            per_token[tensor.device] += tensor.nbytes // min(tokens, tensor.shape[-2])
     return max(per_token.values(), default=0), max(per_row.values(), default=0)

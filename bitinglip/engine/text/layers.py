@@ -6,6 +6,9 @@ can therefore be repeated: it writes the same column again. Linear layers (state
 state during the step and cannot be repeated, which `has_states` says.
 """
 
+# transformers' cache classes are half typed: no signatures in the mixins, and `Tensor | None` for what is always there.
+# mypy: disable-error-code="no-untyped-call, index, union-attr, arg-type, list-item, override, misc"
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +47,7 @@ class Span:
         return self.end - self.start
 
 
-class AttentionRows(CacheLayerMixin):  # type: ignore[misc]
+class AttentionRows(CacheLayerMixin):
     """Keys and values of every row: two buffers `[row_capacity, heads, column_capacity, head_dim]`.
 
     A sliding layer keeps all columns and shows the last `window - 1` and the new one.
@@ -131,10 +134,6 @@ class AttentionRows(CacheLayerMixin):  # type: ignore[misc]
                 fresh[:rows, :, first : span.end] = live
                 setattr(self, name, fresh)
 
-    def tensors(self) -> list[Tensor]:
-        """Everything this layer holds."""
-        return self._buffers()
-
     def _past(self) -> int:
         width = self._span.width
         return width if self._window is None else min(width, self._window - 1)
@@ -143,7 +142,7 @@ class AttentionRows(CacheLayerMixin):  # type: ignore[misc]
         return [self.keys, self.values] if self.is_initialized else []
 
 
-class StateRows(LinearAttentionLayer):  # type: ignore[misc]
+class StateRows(LinearAttentionLayer):
     """Constant-size states of every row, of a state-space or convolution layer."""
 
     def join(self, source: LinearAttentionLayer, slots: slice, lengths: Sequence[int]) -> None:
@@ -174,12 +173,6 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
 
     def move_columns(self, old: Span) -> None:
         """States have no columns."""
-
-    def tensors(self) -> list[Tensor]:
-        """Everything this layer holds."""
-        states = [*self.conv_states.values(), *self.recurrent_states.values()]
-        return [state for state in states if state is not None]
-
 
 class HybridRows(StateRows, AttentionRows):
     """A layer with both: a state and keys and values (Falcon-H1, Zamba)."""
@@ -215,11 +208,6 @@ class HybridRows(StateRows, AttentionRows):
         """Move the keys and values."""
         AttentionRows.move_columns(self, old)
 
-    def tensors(self) -> list[Tensor]:
-        """Everything this layer holds."""
-        return StateRows.tensors(self) + AttentionRows.tensors(self)
-
-
 LayerRows = AttentionRows | StateRows | HybridRows
 
 
@@ -232,6 +220,18 @@ def make_layer(source: Any, span: Span) -> Any:
     if type(source) in {DynamicLayer, DynamicSlidingWindowLayer}:
         return AttentionRows(span, getattr(source, "sliding_window", None))
     return DummyLayer() if isinstance(source, DummyLayer) else None
+
+
+def find_columns(layer: Any) -> list[Tensor]:
+    """The keys and values that any layer holds."""
+    found = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return [tensor for tensor in found if tensor is not None]
+
+
+def find_states(layer: Any) -> list[Tensor]:
+    """The states that any layer holds."""
+    found = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _allocate(like: Tensor, span: Span) -> Tensor:

@@ -94,7 +94,7 @@ def _load_weights(folder: Path, config: EngineConfig) -> Any:
             placement: Any = _place_over(folder, devices, config, options)
         else:
             placement = None if devices == ["cpu"] else devices[0]
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[config.dtype],
             use_safetensors=True,
@@ -102,6 +102,7 @@ def _load_weights(folder: Path, config: EngineConfig) -> Any:
             output_loading_info=True,
             **options,
         )
+        model, report = loaded
     except (OSError, ValueError, KeyError) as exc:
         raise InvalidModelError("model", str(folder), f"its weights cannot be loaded: {_first_line(exc)}") from exc
     if missing := sorted(report["missing_keys"]):
@@ -115,7 +116,8 @@ def _load_weights(folder: Path, config: EngineConfig) -> Any:
 def _place_over(folder: Path, devices: list[str], config: EngineConfig, options: dict[str, Any]) -> dict[str, str]:
     model_config = AutoConfig.from_pretrained(folder, **options)
     with init_empty_weights():
-        skeleton = AutoModelForCausalLM.from_config(model_config)
+        auto: Any = AutoModelForCausalLM
+        skeleton = auto.from_config(model_config)
     dtype = DTYPES[config.dtype]
     if not isinstance(dtype, torch.dtype):
         dtype = getattr(model_config, "dtype", None) or torch.float32

@@ -1,8 +1,7 @@
 """Reading prompts: short ones together, long ones in chunks between the others' tokens.
 
-A chunk is sized by the clock, not by a constant: while rows decode it may take about as long as they need for a step and
-a half, so that a 4,000-token prompt never holds their tokens up by more than two steps. The same rule fits two cores and
-a large GPU.
+A chunk is sized by the clock, not by a constant: while rows decode it may take a little less than two of their steps, so
+that a 4,000-token prompt never holds their tokens up by more. The same rule fits two cores and a large GPU.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bitinglip.engine.text.batch import find_tensors
 from bitinglip.engine.text.forward import CausalModel
 from bitinglip.engine.text.row import Row
 
 MIN_CHUNK = 16
-STEPS_PER_CHUNK = 1.5
+STEPS_PER_CHUNK = 1.75
 IDLE_CHUNK_SECONDS = 0.25
+FORGET = 1.01
+SHORTEST_SECONDS = 1e-6
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +64,7 @@ class Prefill:
 
 
 class Pace:
-    """How many tokens a chunk may have.
+    """How many tokens may be read at once, from what steps and chunks have cost: a floor, and something per token.
 
     Args:
         first_chunk: Tokens to begin with, before anything is measured.
@@ -70,51 +72,65 @@ class Pace:
     """
 
     def __init__(self, first_chunk: int, largest_chunk: int) -> None:
+        self._first = first_chunk
         self._largest = largest_chunk
-        self._idle_chunk = first_chunk
-        self._busy_chunk = max(MIN_CHUNK, first_chunk // 4)
+        self._floor_seconds: float | None = None
         self._step_seconds: float | None = None
+        self._token_seconds: float | None = None
 
-    def chunk(self, *, decoding: bool) -> int:
-        """Tokens that the next chunk may have."""
-        return self._busy_chunk if decoding else self._idle_chunk
+    def chunk(self, *, decoding: int, reading: int = 1) -> int:
+        """Return how many tokens the next chunk may have.
+
+        Args:
+            decoding: Rows whose tokens it holds up.
+            reading: Rows that wait to be read. Where they are more than the others, holding those up pays.
+        """
+        if self._token_seconds is None:
+            return self._first
+        seconds = IDLE_CHUNK_SECONDS
+        if decoding and self._step_seconds is not None:
+            seconds = STEPS_PER_CHUNK * self._step_seconds * max(1.0, reading / decoding)
+        tokens = (seconds - (self._floor_seconds or 0.0)) / self._token_seconds
+        return max(MIN_CHUNK, min(self._largest, int(tokens)))
 
     def note_step(self, seconds: float) -> None:
         """A decode step took this long."""
-        before = self._step_seconds
-        self._step_seconds = seconds if before is None else 0.8 * before + 0.2 * seconds
+        self._step_seconds = _smooth(self._step_seconds, seconds)
+        self._note_floor(seconds)
 
-    def note_chunk(self, seconds: float, tokens: int, *, decoding: bool) -> None:
-        """A chunk of so many tokens took this long; size the next ones by it."""
-        if tokens < self.chunk(decoding=decoding):
-            return
-        if not decoding:
-            self._idle_chunk = self._resize(self._idle_chunk, IDLE_CHUNK_SECONDS / seconds)
-        elif self._step_seconds is not None:
-            self._busy_chunk = self._resize(self._busy_chunk, STEPS_PER_CHUNK * self._step_seconds / seconds)
+    def note_chunk(self, seconds: float, tokens: int) -> None:
+        """A chunk of so many tokens took this long."""
+        self._note_floor(seconds)
+        if tokens >= MIN_CHUNK:
+            above = max(seconds - (self._floor_seconds or 0.0), SHORTEST_SECONDS)
+            self._token_seconds = _smooth(self._token_seconds, above / tokens)
 
-    def _resize(self, chunk: int, factor: float) -> int:
-        return max(MIN_CHUNK, min(self._largest, int(chunk * max(0.5, min(2.0, factor)))))
-
-
-def find_tensors(cache: Cache) -> list[Tensor]:
-    """Return the keys, values and states that transformers' cache holds."""
-    found = []
-    for layer in cache.layers:
-        states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
-        found += [getattr(layer, "keys", None), getattr(layer, "values", None), *states]
-    return [tensor for tensor in found if tensor is not None]
+    def _note_floor(self, seconds: float) -> None:
+        """Whatever is run costs at least this: the fastest seen, slowly forgotten."""
+        self._floor_seconds = min(seconds, (self._floor_seconds or seconds) * FORGET)
 
 
 def take_group(waiting: Sequence[Row], chunk: int, *, pads: bool) -> list[Row]:
-    """Return the first rows that may be read together: at most `chunk` tokens with padding, or else one row."""
-    group = list(waiting[:1])
-    longest = len(group[0].context)
-    for row in waiting[1:]:
-        longest_with_row = max(longest, len(row.context))
-        same = pads or len(row.context) == longest
-        if not same or row.alone or group[0].alone or longest_with_row * (len(group) + 1) > chunk:
+    """Return rows to read together: the first, and those nearest to it in length.
+
+    Args:
+        waiting: In order of arrival; not empty.
+        chunk: Tokens to read at most, padding included; the first row is read in any case.
+        pads: Whether rows of several lengths may be read together.
+    """
+    first = waiting[0]
+    if first.alone:
+        return [first]
+    length = len(first.context)
+    others = [row for row in waiting[1:] if not row.alone and (pads or len(row.context) == length)]
+    group, longest = [first], length
+    for row in sorted(others, key=lambda row: abs(len(row.context) - length)):
+        longest = max(longest, len(row.context))
+        if longest * (len(group) + 1) > chunk:
             break
         group.append(row)
-        longest = longest_with_row
     return group
+
+
+def _smooth(before: float | None, now: float) -> float:
+    return now if before is None else 0.7 * before + 0.3 * now

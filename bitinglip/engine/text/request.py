@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 
 from bitinglip.domain.payloads import TextPayload
+from bitinglip.domain.task import describe_first_error
 from bitinglip.engine.base import EngineRequest
 from bitinglip.errors import InvalidRequestError
 
@@ -146,7 +147,4 @@ def read_payload(document: dict[str, Any]) -> TextPayload:
     try:
         return TextPayload.model_validate(document)
     except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "prompt"
-        remedy = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(field, None if not first["loc"] else first["input"], remedy) from exc
+        raise describe_first_error(exc) from exc

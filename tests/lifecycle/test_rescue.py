@@ -1,0 +1,183 @@
+"""A worker that goes silent, leaves or is replaced gives its tasks back, and what it sends later is discarded."""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from bitinglip.domain.task import QueueState, Status
+from bitinglip.lifecycle.cancel import cancel
+from bitinglip.lifecycle.claim import claim_reserved
+from bitinglip.lifecycle.lease import drain, leave, renew
+from bitinglip.lifecycle.rescue import sweep
+from bitinglip.store.database import Database
+from bitinglip.store.tasks import Doorbell
+from tests.factories import (
+    dispatch,
+    execute,
+    finish,
+    make_reserved,
+    make_running,
+    make_worker,
+    read,
+    read_outcomes,
+    submit,
+)
+
+SHORT = 0.001
+"""A lease that PostgreSQL has outlived."""
+
+
+def expire(database: Database, worker: uuid.UUID) -> None:
+    execute(database, "UPDATE workers SET lease_expires_at = now() - interval '1 s' WHERE id = :id", id=worker)
+
+
+def test_a_reservation_of_a_lost_worker_is_ready_again_as_the_same_attempt(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_reserved(database, worker)
+    expire(database, worker)
+
+    assert sweep(database, lease_seconds=SHORT) == 1
+
+    task = read(database, doorbell)
+    assert (task.queue_state, task.attempt, task.worker_id) == (QueueState.READY, 1, None)
+    assert read_outcomes(database, doorbell) == []
+
+
+def test_a_running_task_of_a_lost_worker_is_ready_again_as_a_new_attempt(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    expire(database, worker)
+
+    sweep(database, lease_seconds=SHORT)
+
+    task = read(database, doorbell)
+    assert (task.queue_state, task.attempt, task.failures) == (QueueState.READY, 2, 0)
+    assert read_outcomes(database, doorbell) == [(1, "lost")]
+    make_worker(database, "next")
+    assert dispatch(database) == [doorbell.task_id]
+
+
+def test_a_rescued_task_that_was_to_be_cancelled_is_cancelled(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    cancel(database, [doorbell.task_id])
+    expire(database, worker)
+
+    sweep(database, lease_seconds=SHORT)
+
+    assert read(database, doorbell).status is Status.CANCELLED
+    assert read_outcomes(database, doorbell) == [(1, "cancelled")]
+
+
+def test_a_rescued_worker_cannot_overwrite_the_result(database: Database) -> None:
+    zombie = make_worker(database, "zombie")
+    doorbell = make_running(database, zombie)
+    expire(database, zombie)
+    sweep(database, lease_seconds=SHORT)
+    heir = make_worker(database, "heir")
+    dispatch(database)
+    second = Doorbell(doorbell.task_id, 2)
+    claim_reserved(database, [second], heir)
+
+    assert not finish(database, zombie, doorbell, result={"text": "late"})
+    assert finish(database, heir, second, result={"text": "right"})
+    assert not finish(database, zombie, doorbell, result={"text": "later"})
+    assert read(database, doorbell).result == {"text": "right"}
+    assert read_outcomes(database, doorbell) == [(1, "lost"), (2, "completed")]
+
+
+def test_a_lost_worker_is_told_at_its_next_heartbeat(database: Database) -> None:
+    worker = make_worker(database)
+    expire(database, worker)
+    sweep(database, lease_seconds=SHORT)
+
+    assert renew(database, worker, lease_seconds=60, models=(), memory_bytes=0) is None
+
+
+def test_a_worker_that_renews_its_lease_keeps_its_tasks(database: Database) -> None:
+    worker = make_worker(database, lease_seconds=SHORT)
+    doorbell = make_running(database, worker)
+    held = renew(database, worker, lease_seconds=60, models=("m",), memory_bytes=5)
+
+    assert [task.doorbell for task in held or []] == [doorbell]
+    assert sweep(database, lease_seconds=SHORT) == 0
+    assert read(database, doorbell).status is Status.IN_PROGRESS
+
+
+def test_no_lease_expires_within_a_lease_of_postgresqls_own_start(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    expire(database, worker)
+
+    assert sweep(database, lease_seconds=86_400) == 0
+    assert read(database, doorbell).status is Status.IN_PROGRESS
+
+
+def test_a_new_start_takes_over_the_name_and_frees_what_its_predecessor_held(database: Database) -> None:
+    old = make_worker(database, "same")
+    running, reserved = make_running(database, old), make_reserved(database, old)
+
+    new = make_worker(database, "same")
+
+    assert renew(database, old, lease_seconds=60, models=(), memory_bytes=0) is None
+    assert renew(database, new, lease_seconds=60, models=(), memory_bytes=0) == []
+    assert not finish(database, old, running, result={})
+    assert (read(database, running).attempt, read(database, reserved).attempt) == (2, 1)
+    assert sorted(dispatch(database)) == sorted([running.task_id, reserved.task_id])
+
+
+def test_a_worker_that_leaves_gives_everything_back(database: Database) -> None:
+    worker = make_worker(database)
+    make_running(database, worker)
+    make_reserved(database, worker)
+
+    assert leave(database, worker) == 2
+    assert dispatch(database) == []
+    make_worker(database, "next")
+    assert len(dispatch(database)) == 2
+
+
+def test_a_draining_worker_gives_back_what_it_has_not_begun_and_gets_nothing_more(database: Database) -> None:
+    worker = make_worker(database)
+    running, reserved = make_running(database, worker), make_reserved(database, worker)
+
+    drain(database, worker)
+
+    assert dispatch(database) == []
+    assert read(database, running).status is Status.IN_PROGRESS
+    assert read(database, reserved).queue_state is QueueState.READY
+    assert finish(database, worker, running, result={})
+
+
+def test_a_late_finish_holds_its_task_until_it_is_recorded(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    expire(database, worker)
+
+    with database.transaction() as connection:
+        connection.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": doorbell.task_id})
+        assert sweep(database, lease_seconds=SHORT) == 0
+    assert sweep(database, lease_seconds=SHORT) == 1
+
+
+def test_two_sweeps_at_once_rescue_each_task_once(database: Database) -> None:
+    worker = make_worker(database, slots=30)
+    doorbells = [make_running(database, worker) for _ in range(20)]
+    expire(database, worker)
+    with ThreadPoolExecutor(4) as threads:
+        swept = [threads.submit(sweep, database, lease_seconds=SHORT) for _ in range(8)]
+        assert sum(one.result() for one in swept) == 20
+
+    assert {read_outcomes(database, bell)[0] for bell in doorbells} == {(1, "lost")}
+    assert all(read(database, bell).attempt == 2 for bell in doorbells)
+
+
+@pytest.mark.parametrize("state", ["ready", "reserved"])
+def test_a_sweep_leaves_living_workers_and_waiting_tasks_alone(database: Database, state: str) -> None:
+    worker = make_worker(database)
+    task = submit(database)[0] if state == "ready" else make_reserved(database, worker).task_id
+
+    assert sweep(database, lease_seconds=SHORT) == 0
+    assert read(database, task).queue_state == state

@@ -1,0 +1,165 @@
+"""A submission is one statement: all of a batch or nothing, in order, from any number of threads at once."""
+
+import random
+import select
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
+from sqlalchemy.exc import IntegrityError
+
+from bitinglip.domain.task import Priority, QueueState, Status, make_request
+from bitinglip.lifecycle.submit import BATCH
+from bitinglip.settings import ServerUrls
+from bitinglip.store.database import Database
+from bitinglip.store.tasks import READY_CHANNEL
+from tests.factories import dispatch, execute, make_echo, make_worker, read, submit
+
+
+@pytest.fixture
+def listener(database: Database) -> Iterator[Any]:
+    """A connection that listens as a dispatcher does."""
+    connection = psycopg2.connect(database.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+    with connection.cursor() as cursor:
+        cursor.execute(f"LISTEN {READY_CHANNEL}")
+    yield connection
+    connection.close()
+
+
+def count_notifications(connection: Any) -> int:
+    """Those that have come since the last look; a round trip makes sure that none is under way."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    select.select([connection], [], [], 0)
+    connection.poll()
+    count = len(connection.notifies)
+    connection.notifies.clear()
+    return count
+
+
+def test_a_task_is_recorded_with_everything_that_was_said(database: Database) -> None:
+    request = make_request(
+        "echo",
+        {"text": "hi", "seconds": 2},
+        agent_id="bot",
+        user_id="ann",
+        channel_id="123456789012345678",
+        priority="high",
+        title="Greeting",
+        description="Says hi",
+        metadata={"tags": ["a", {"b": 1}]},
+    )
+    task = read(database, submit(database, request)[0])
+
+    assert (task.status, task.queue_state, task.attempt, task.progress) == (Status.PENDING, QueueState.READY, 1, 0)
+    assert (task.agent_id, task.user_id, task.channel_id) == ("bot", "ann", "123456789012345678")
+    assert (task.priority, task.title, task.description) == (Priority.HIGH, "Greeting", "Says hi")
+    assert (task.payload, task.metadata) == ({"text": "hi", "seconds": 2}, {"tags": ["a", {"b": 1}]})
+    assert task.id.version == 7
+    assert task.created_at.tzinfo is not None
+    assert task.expires_at is not None
+    assert 3_590 < (task.expires_at - task.created_at).total_seconds() < 3_610
+
+
+def test_a_batch_keeps_its_order(database: Database) -> None:
+    tasks = submit(database, *(make_echo(text=str(n)) for n in range(BATCH + 500)))
+
+    assert [task for (task,) in execute(database, "SELECT id FROM tasks ORDER BY seq")] == tasks
+
+
+def test_a_bad_row_records_nothing_of_its_batch(database: Database) -> None:
+    bad = make_echo().model_copy(update={"agent_id": "a" * 101})
+
+    with pytest.raises(IntegrityError):
+        submit(database, make_echo(), bad, make_echo())
+
+    for table in ("tasks", "task_details", "agents", "agent_queues"):
+        assert execute(database, f"SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_a_request_that_is_submitted_twice_is_recorded_once(database: Database) -> None:
+    request = make_echo(text="once")
+
+    submit(database, request)
+    submit(database, request, make_echo())
+    submit(database, request, request)
+
+    assert execute(database, "SELECT count(*) FROM tasks") == [(2,)]
+    assert execute(database, "SELECT count(*) FROM task_details") == [(2,)]
+
+
+def test_agents_and_their_queues_appear_with_their_first_task(database: Database) -> None:
+    submit(
+        database, make_echo(agent="b", priority="low"), make_echo(agent="a"), make_echo(agent="a"), make_echo(agent="b")
+    )
+
+    assert execute(database, "SELECT id, weight FROM agents ORDER BY id") == [("a", 1), ("b", 1)]
+    assert execute(database, "SELECT agent_id, priority::text, has_ready FROM agent_queues ORDER BY 1, 2") == [
+        ("a", "medium", True),
+        ("b", "low", True),
+        ("b", "medium", True),
+    ]
+
+
+def test_dispatchers_are_notified_only_when_a_queue_turns_from_empty_to_filled(
+    database: Database, listener: Any
+) -> None:
+    submit(database)
+    assert count_notifications(listener) == 1
+    submit(database)
+    submit(database, *(make_echo() for _ in range(10)))
+    assert count_notifications(listener) == 0
+
+    submit(database, make_echo(priority="high"))
+    assert count_notifications(listener) == 1
+
+    make_worker(database, slots=50)
+    dispatch(database)
+    count_notifications(listener)
+    submit(database)
+    assert count_notifications(listener) == 1
+
+
+def test_many_threads_for_one_agent_lose_nothing(urls: ServerUrls, database: Database) -> None:
+    def submit_some(_: int) -> list[Any]:
+        own = Database(urls.database_url, connections=1)
+        tasks = [submit(own, make_echo(agent="shared"))[0] for _ in range(15)]
+        tasks += submit(own, *(make_echo(agent="shared") for _ in range(50)))
+        own.close()
+        return tasks
+
+    with ThreadPoolExecutor(20) as threads:
+        tasks = [task for batch in threads.map(submit_some, range(20)) for task in batch]
+
+    assert {task for (task,) in execute(database, "SELECT id FROM tasks")} == set(tasks)
+    assert len(tasks) == 20 * 65
+    assert count_deadlocks(database) == 0
+
+
+def test_batches_for_the_same_new_agents_in_any_order_do_not_deadlock(urls: ServerUrls, database: Database) -> None:
+    together = threading.Barrier(6)
+
+    def submit_shuffled(seed: int) -> None:
+        own = Database(urls.database_url, connections=1)
+        chooser = random.Random(seed)
+        for turn in range(6):
+            agents = [f"agent-{turn}-{n}" for n in range(800)]
+            requests = [make_echo(agent=agent) for agent in chooser.sample(agents, chooser.randint(50, 700))]
+            together.wait()
+            submit(own, *requests)
+        own.close()
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(submit_shuffled, range(6)))
+
+    assert count_deadlocks(database) == 0
+
+
+def count_deadlocks(database: Database) -> int:
+    execute(database, "SELECT pg_stat_force_next_flush()")
+    return int(execute(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0])
