@@ -20,6 +20,7 @@ import redis
 
 from bitinglip.domain.task import Attempt, Priority, Status, Task, TaskRequest, make_request, parse_task_id
 from bitinglip.errors import (
+    ConfigurationError,
     InvalidRequestError,
     ModelNotFoundError,
     RedisUnreachableError,
@@ -51,17 +52,14 @@ class Client:
         connections: To PostgreSQL, at most.
 
     Raises:
+        ConfigurationError: If only one of the URLs is given.
         SystemNotRunningError: If nothing is configured and no embedded system runs.
         DatabaseUnreachableError: If PostgreSQL does not answer.
         SchemaVersionError: If its schema is not this code's.
     """
 
     def __init__(self, database_url: str | None = None, redis_url: str | None = None, *, connections: int = 2) -> None:
-        urls = (
-            ServerUrls(database_url, redis_url)
-            if database_url and redis_url
-            else load_settings(ServerSettings).find_urls()
-        )
+        urls = _choose_urls(database_url, redis_url)
         self._redis_url = urls.redis_url
         self.database = Database(urls.database_url, connections=connections, name="bitinglip-client")
         self._settings = load_settings(TaskSettings)
@@ -313,6 +311,15 @@ class Handle:
                 if event.name is EventName.FINISHED:
                     return after
         return after
+
+
+def _choose_urls(database_url: str | None, redis_url: str | None) -> ServerUrls:
+    if database_url is None and redis_url is None:
+        return load_settings(ServerSettings).find_urls()
+    if database_url is None or redis_url is None:
+        given, missing = ("redis_url", "database_url") if database_url is None else ("database_url", "redis_url")
+        raise ConfigurationError(f"{given} is given without {missing}; give both, or neither to use what is configured")
+    return ServerUrls(database_url, redis_url)
 
 
 def _replay_end(task: Task, position: str, shown: int | None) -> Iterator[Event]:

@@ -14,9 +14,16 @@ Decisions:
 - **No progress on stdout**, not even on a terminal: what can be piped is all that is there.
 """
 
+import io
+import sys
+
 from bitinglip.cli.root import cli
 
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character of an answer shows `?` in its place.
+            stream.reconfigure(errors="replace")
     cli.main(prog_name="bitinglip")

@@ -1,12 +1,13 @@
 """`bitinglip demo`: the whole system at work, once, with answers that are right or wrong."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from bitinglip.cli.demo_run import MODEL, NEEDED_RIGHT, QUESTIONS, DemoRun
-from bitinglip.cli.demo_view import choose_view, stream_answer, write_report
+from bitinglip.cli.demo_run import MODEL, NEEDED_RIGHT, QUESTIONS, Answer, DemoRun
+from bitinglip.cli.demo_view import StreamView, View, choose_view, write_report
 from bitinglip.cli.output import examples, json_option, say, write_json
 from bitinglip.cli.system import RunningSystem, run_system
 from bitinglip.cli.up import data_dir_option
@@ -15,7 +16,7 @@ from bitinglip.embedded.signals import StopSignals
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.queries import list_offered_models
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.05
 LOAD_SECONDS = 60.0
 ANSWER_SECONDS = 120.0
 
@@ -46,21 +47,33 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
     else:
         write_report(run)
         _say_where_to_look(system)
-    ctx.exit(0 if summary["completed"] == QUESTIONS and summary["right"] >= NEEDED_RIGHT else 1)
+    if summary["completed"] < QUESTIONS or summary["right"] < NEEDED_RIGHT:
+        say(f"error: {QUESTIONS} answers and {NEEDED_RIGHT} right ones were expected; see {system.data_dir / 'logs'}")
+        ctx.exit(1)
 
 
 def _ask(client: Client, system: RunningSystem, signals: StopSignals) -> DemoRun:
     run = DemoRun(client)
     _wait_for_model(client, system, signals)
-    stream_answer(run)
-    run.ask_rest()
-    with choose_view(sum(spec.pool.slots for spec in system.workers)) as view:
-        while not run.is_done() and run.elapsed_seconds < ANSWER_SECONDS and signals.first is None:
-            view.show(run)
-            signals.wait(LOOK_SECONDS)
-        view.show(run)
+    slots = sum(spec.pool.slots for spec in system.workers)
+    first, *rest = run.answers
+    _ask_and_show(run, [first], StreamView(first), signals)
+    _ask_and_show(run, rest, choose_view(slots), signals)
     run.collect()
     return run
+
+
+def _ask_and_show(run: DemoRun, answers: Sequence[Answer], view: View, signals: StopSignals) -> None:
+    """Show a run until these answers have ended, a signal came, or the time is over."""
+    if signals.first is not None:
+        return
+    run.ask(answers)
+    with view:
+        while any(answer.state != "done" for answer in answers) and run.elapsed_seconds < ANSWER_SECONDS:
+            view.show(run)
+            if signals.wait(LOOK_SECONDS):
+                return
+        view.show(run)
 
 
 def _wait_for_model(client: Client, system: RunningSystem, signals: StopSignals) -> None:

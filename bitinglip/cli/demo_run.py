@@ -8,7 +8,8 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,8 @@ NEEDED_RIGHT = 57
 SEED = 2026
 MODEL = "demo"
 AGENTS = ("chat-bot", "researcher", "night-script")
-# Each agent asks at each of these: the bands are served in turn, and within a band the agents are.
-PRIORITIES = (Priority.HIGH, Priority.MEDIUM, Priority.MEDIUM, Priority.LOW)
+# Each agent asks at each of these in turn, so that the order of service is not the order of submission.
+PRIORITIES = (Priority.MEDIUM, Priority.LOW, Priority.HIGH, Priority.MEDIUM, Priority.CRITICAL)
 
 
 @dataclass
@@ -32,8 +33,10 @@ class Answer:
     """One question on its way.
 
     Attributes:
+        handle: Of its task, once it is asked.
         state: `waiting`, `running` or `done`, as its events tell.
-        tokens: Streamed so far.
+        streamed: The text so far.
+        tokens: Of that text.
         first_text_seconds: From submission to the first piece of text.
         task: The record, once it has ended.
     """
@@ -41,7 +44,9 @@ class Answer:
     question: Question
     agent: str
     priority: Priority
+    handle: Handle | None = None
     state: str = "waiting"
+    streamed: str = ""
     tokens: int = 0
     first_text_seconds: float | None = None
     task: Task | None = None
@@ -56,6 +61,17 @@ class Answer:
         """Whether that is the answer."""
         return is_right(self.question, self.text)
 
+    def to_json(self) -> dict[str, Any]:
+        """As `demo --json` gives it."""
+        return {
+            "id": self.handle and self.handle.id,
+            "agent": self.agent,
+            "priority": self.priority,
+            "question": self.question.text,
+            "answer": self.text,
+            "right": self.right,
+        }
+
 
 @dataclass
 class DemoRun:
@@ -68,8 +84,7 @@ class DemoRun:
     client: Client
     answers: list[Answer] = field(default_factory=list)
     seconds: float = 0.0
-    _handles: list[Handle] = field(default_factory=list)
-    _began: float = 0.0
+    _began: float | None = None
 
     def __post_init__(self) -> None:
         for number, question in enumerate(held_out_questions(QUESTIONS, SEED)):
@@ -80,31 +95,32 @@ class DemoRun:
     @property
     def elapsed_seconds(self) -> float:
         """Since the first submission."""
-        return time.monotonic() - self._began
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
-    def stream_first(self) -> Iterator[str]:
-        """Ask the first question and yield the pieces of its answer as they come."""
-        self._began = time.monotonic()
-        self._handles += self._submit(self.answers[:1])
-        yield from self._follow(self.answers[0], self._handles[0])
-
-    def ask_rest(self) -> None:
-        """Submit all other questions at once; their answers are followed in threads."""
-        rest = self.answers[1:]
-        handles = self._submit(rest)
-        self._handles += handles
-        for answer, handle in zip(rest, handles, strict=True):
-            threading.Thread(target=self._drain, args=(answer, handle), daemon=True).start()
-
-    def is_done(self) -> bool:
-        """Whether every answer has ended."""
-        return all(answer.state == "done" for answer in self.answers)
+    def ask(self, answers: Sequence[Answer]) -> None:
+        """Submit questions with one call, and follow their answers in threads."""
+        submitted = time.monotonic()
+        if self._began is None:
+            self._began = submitted
+        handles = self.client.submit_many(
+            make_request(
+                "text",
+                {"prompt": answer.question.text, "temperature": 0},
+                model=MODEL,
+                agent_id=answer.agent,
+                priority=answer.priority,
+            )
+            for answer in answers
+        )
+        for answer, handle in zip(answers, handles, strict=True):
+            answer.handle = handle
+            threading.Thread(target=_follow, args=(answer, handle, submitted), daemon=True).start()
 
     def collect(self) -> None:
-        """Read every record, and stop the clock."""
+        """Stop the clock and read every record."""
         self.seconds = self.elapsed_seconds
-        for answer, handle in zip(self.answers, self._handles, strict=True):
-            answer.task = handle.task()
+        for answer in self.answers:
+            answer.task = answer.handle.task() if answer.handle else None
 
     def count(self, agent: str) -> Counter[str]:
         """An agent's questions: how many wait at each priority, run, are done."""
@@ -119,48 +135,31 @@ class DemoRun:
     def summarise(self) -> dict[str, Any]:
         """The outcome as one JSON document."""
         waits = [answer.first_text_seconds for answer in self.answers if answer.first_text_seconds is not None]
-        tokens = sum(((answer.task and answer.task.usage) or {}).get("completion_tokens", 0) for answer in self.answers)
+        done = [answer.task for answer in self.answers if answer.task and answer.task.status is Status.COMPLETED]
+        tokens = sum((task.usage or {}).get("completion_tokens", 0) for task in done)
         return {
             "tasks": len(self.answers),
-            "completed": sum(
-                answer.task is not None and answer.task.status is Status.COMPLETED for answer in self.answers
-            ),
+            "completed": len(done),
             "right": sum(answer.right for answer in self.answers),
             "ttft_p50_s": round(statistics.median(waits), 4) if waits else None,
             "tokens_per_s": round(tokens / self.seconds, 1) if self.seconds else None,
             "seconds": round(self.seconds, 3),
             "tokens": tokens,
-            "served": [answer.agent for answer in self.list_served()],
+            "answers": [answer.to_json() for answer in self.answers],
+            "served": [{"agent": answer.agent, "priority": answer.priority} for answer in self.list_served()],
         }
 
-    def _submit(self, answers: list[Answer]) -> list[Handle]:
-        return self.client.submit_many(
-            make_request(
-                "text",
-                {"prompt": answer.question.text, "temperature": 0},
-                model=MODEL,
-                agent_id=answer.agent,
-                priority=answer.priority,
-            )
-            for answer in answers
-        )
 
-    def _follow(self, answer: Answer, handle: Handle) -> Iterator[str]:
-        submitted = time.monotonic()
+def _follow(answer: Answer, handle: Handle, submitted: float) -> None:
+    """Note what an answer's events tell, to its end, or until the system is stopped."""
+    with suppress(BitingLipError):
         for event in handle.stream():
-            if event.name is EventName.STARTED:
-                answer.state = "running"
-            elif event.name is EventName.TEXT:
-                if answer.first_text_seconds is None:
-                    answer.first_text_seconds = time.monotonic() - submitted
-                answer.tokens += len(event.data.get("token_ids", []))
-                yield event.data["text"]
+            match event.name:
+                case EventName.STARTED:
+                    answer.state, answer.streamed = "running", ""
+                case EventName.TEXT:
+                    if answer.first_text_seconds is None:
+                        answer.first_text_seconds = time.monotonic() - submitted
+                    answer.tokens += len(event.data.get("token_ids", []))
+                    answer.streamed += event.data["text"]
         answer.state = "done"
-
-    def _drain(self, answer: Answer, handle: Handle) -> None:
-        try:
-            for _ in self._follow(answer, handle):
-                pass
-        except BitingLipError:
-            # The system stops: the demo was interrupted, or has given up.
-            answer.state = "waiting"

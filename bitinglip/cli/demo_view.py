@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bitinglip.cli.demo_run import AGENTS, DemoRun
+from bitinglip.cli.demo_run import AGENTS, Answer, DemoRun
 from bitinglip.cli.output import say, write_table
 from bitinglip.domain.task import Priority
 
@@ -83,8 +83,8 @@ class LineView:
         pass
 
     def show(self, run: DemoRun) -> None:
-        """Write a line, if the last is a second old or all is done."""
-        if time.monotonic() >= self._next or run.is_done():
+        """Write a line, if the last is a second old."""
+        if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
             say(_describe(run, self._slots))
 
@@ -94,14 +94,28 @@ def choose_view(slots: int) -> View:
     return LiveView(slots) if sys.stderr.isatty() else LineView(slots)
 
 
-def stream_answer(run: DemoRun) -> None:
-    """Show the first question and its answer as it is generated."""
-    first = run.answers[0]
-    say(f"\n{first.agent} asks: {first.question.text}")
-    click.echo("the model answers: ", nl=False, err=True)
-    for piece in run.stream_first():
-        click.echo(piece, nl=False, err=True)
-    say("\n")
+class StreamView:
+    """One question, and its answer as it is generated."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._shown = 0
+
+    def __enter__(self) -> Self:
+        say(f"\n{self._answer.agent} asks: {self._answer.question.text}")
+        click.echo("the model answers: ", nl=False, err=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        say("\n")
+
+    def show(self, _: DemoRun) -> None:
+        """Write what has come since the last look."""
+        text = self._answer.streamed
+        click.echo(text[self._shown :], nl=False, err=True)
+        self._shown = len(text)
 
 
 def write_report(run: DemoRun) -> None:
@@ -116,7 +130,8 @@ def write_report(run: DemoRun) -> None:
     legend = ", ".join(f"{mark} = {agent}" for agent, mark in marks.items())
     click.echo()
     click.echo(f"right         {found['right']} of {found['tasks']}, {found['completed']} completed")
-    click.echo(f"served        {''.join(marks[agent] for agent in found['served'])}  ({legend})")
+    click.echo(f"served        {''.join(marks[item['agent']] for item in found['served'])}  {legend}")
+    click.echo(f"at priority   {''.join(item['priority'][0] for item in found['served'])}  the first was asked alone")
     click.echo(f"first token   after {found['ttft_p50_s']} s (median, queueing included)")
     click.echo(f"speed         {found['tokens_per_s']} tokens/s, {found['tokens']} tokens in {found['seconds']} s")
 

@@ -28,7 +28,8 @@ def say(message: str) -> None:
 
 def write_json(document: Any) -> None:
     """One document on one line."""
-    click.echo(json.dumps(document, default=_encode, ensure_ascii=False))
+    is_unicode = sys.stdout.encoding.lower().startswith("utf")
+    click.echo(json.dumps(document, default=_encode, ensure_ascii=not is_unicode))
 
 
 def write_text(text: str, *, newline: bool = True) -> None:

@@ -96,17 +96,17 @@ def _submit(kind: str, *, wait: bool, follow: bool, as_json: bool, **fields: Any
         with name_options():
             handle = client.submit(kind, **{name: value for name, value in fields.items() if value is not None})
         if wait or follow:
-            say(f"task {handle.id}")
-            warn_if_nobody_works(client, kind)
-            _await_end(handle, follow=follow, as_json=as_json)
+            _await_end(client, handle, kind, follow=follow, as_json=as_json)
         elif as_json:
             write_json({"id": handle.id, "status": "pending"})
         else:
             click.echo(handle.id)
 
 
-def _await_end(handle: Handle, *, follow: bool, as_json: bool) -> None:
+def _await_end(client: Client, handle: Handle, kind: str, *, follow: bool, as_json: bool) -> None:
     try:
+        say(f"task {handle.id}")
+        warn_if_nobody_works(client, kind)
         (follow_task if follow else wait_for_task)(handle, as_json=as_json)
     except KeyboardInterrupt:
         say_that_it_goes_on(handle)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from bitinglip.cli.checks import refuse_problems
 from bitinglip.cli.configured import ConfiguredServers
 from bitinglip.cli.programs import make_dispatcher_program, make_url_environment, make_worker_program, plan_pool
 from bitinglip.cli.schema import upgrade_schema
@@ -66,6 +67,7 @@ def run_system(
         ServerUnreachableError: If a server or a child does not come up.
         Abort: If a signal came before the system was ready.
     """
+    refuse_problems()
     configure_logging()
     specs = plan_pool(pool)
     settings = load_settings(ServerSettings)
@@ -76,7 +78,7 @@ def run_system(
     try:
         yield _start_on_top(servers, specs, signals, tell, embedded=embedded)
     finally:
-        tell("stopping")
+        tell("stopping; a second Ctrl-C does not wait for the tasks that run")
         servers.stop(signals.is_hurried)
 
 

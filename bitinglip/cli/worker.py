@@ -4,6 +4,7 @@ import os
 
 import click
 
+from bitinglip.cli.checks import refuse_problems
 from bitinglip.cli.output import examples, json_option, say, write_json, write_table
 from bitinglip.cli.pool import run_pool
 from bitinglip.cli.programs import find_worker, make_worker_command, make_worker_environment, plan_pool
@@ -43,6 +44,7 @@ def start(pool: str | None, number: int | None) -> None:
 
     A single worker takes the place of this process, as service managers like it.
     """
+    refuse_problems()
     specs = plan_pool(pool)
     settings = load_settings(ServerSettings)
     database = Database(settings.find_urls().database_url, connections=1)

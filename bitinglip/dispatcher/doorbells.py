@@ -42,7 +42,7 @@ class DoorbellRinger:
     def _publish(self, assignment: Assignment) -> None:
         head, lane = assignment.head, assignment.lane
         task_id = str(head.task_id)
-        shown = f"agent={lane.agent_id} priority={lane.priority} model={head.model} task={task_id}"
+        shown = f"agent={lane.agent_id} priority={lane.priority} model={head.model or '-'}"
         self._producer.publish(
             json.dumps([[DOORBELL_VERSION, task_id, head.attempt], {}, {}]),
             exchange="",

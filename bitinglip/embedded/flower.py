@@ -16,6 +16,9 @@ from bitinglip.embedded.ports import LOOPBACK, accepts_connections
 USER = "bitinglip"
 READY_SECONDS = 60
 
+COLUMNS = "uuid,state,args,received,runtime,worker"
+"""Of the list of tasks; a doorbell's `args` show agent, priority, model and id."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flower:
@@ -44,6 +47,7 @@ class Flower:
         options = {
             "FLOWER_ADDRESS": LOOPBACK,
             "FLOWER_PORT": str(port),
+            "FLOWER_TASKS_COLUMNS": COLUMNS,
             "FLOWER_BASIC_AUTH": f"{USER}:{self.password}",
             "CELERY_BROKER_URL": self.redis_url,
         }

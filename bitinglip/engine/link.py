@@ -23,6 +23,14 @@ from bitinglip.telemetry import get_logger
 LAST_WORDS_LINES = 20
 MAX_BACKOFF_SECONDS = 30.0
 
+DEFAULT_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Torch's threads spin while they wait for each other. On cores that the worker and PostgreSQL share, a small model
+    # made 169 tokens/s spinning and 4,700 sleeping.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""What an engine process gets unless the worker's environment says otherwise."""
+
 log = get_logger()
 
 Listener = Callable[[EngineEvent], None]
@@ -49,7 +57,7 @@ class EngineLink:
         preload: tuple[wire.Preload, ...] = (),
     ) -> None:
         self._options = {"devices": devices, "slots": slots, "memory_bytes": memory_bytes}
-        self._environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **(environment or {})}
+        self._environment = {**DEFAULT_ENVIRONMENT, **os.environ, **(environment or {})}
         self._preload = preload
         self._mutex = threading.Lock()
         self._listeners: dict[str, Listener] = {}

@@ -32,12 +32,15 @@ WITH input AS MATERIALIZED (
     SELECT id, type, priority, agent_id, user_id, channel_id, model, :max_attempts,
            now() + make_interval(secs => :ttl_seconds)
     FROM input ORDER BY ordinality
+    ON CONFLICT DO NOTHING
 ), new_details AS (
     INSERT INTO task_details (task_id, title, description, payload, metadata)
     SELECT id, title, description, payload, metadata FROM input
+    ON CONFLICT DO NOTHING
 ), new_agents AS (
     INSERT INTO agents (id)
     SELECT DISTINCT agent_id FROM input WHERE NOT EXISTS (SELECT FROM agents WHERE agents.id = input.agent_id)
+    ORDER BY agent_id
     ON CONFLICT DO NOTHING
 ), woken_queues AS (
     INSERT INTO agent_queues AS q (type, agent_id, priority)
@@ -47,6 +50,7 @@ WITH input AS MATERIALIZED (
         WHERE (known.type, known.agent_id, known.priority) = (input.type, input.agent_id, input.priority)
         AND known.has_ready
     )
+    ORDER BY type, agent_id, priority
     ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
     RETURNING 1
 )
@@ -62,7 +66,10 @@ SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM woken_queues)
 def insert_tasks(
     connection: Connection, requests: Sequence[TaskRequest], *, max_attempts: int, ttl_seconds: float
 ) -> None:
-    """Record tasks, ready to run, in the order given.
+    """Record tasks, ready to run, in the order given. One that is recorded already is left as it is.
+
+    So a submission whose reply was lost can be repeated. Agents and queues are made in one order by all, or two batches
+    for the same new agents would wait for each other.
 
     The dispatchers are notified only when a queue turns from empty to non-empty: a NOTIFY takes a lock that all
     notifying commits share. A queue that a dispatcher empties at this very moment is found by its next sweep.

@@ -32,6 +32,8 @@ NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
 _runtime: WorkerRuntime | None = None
 _spec: WorkerSpec | None = None
 _database: Database | None = None
+_monitors: Any = None
+"""Celery's event dispatcher, once the consumer has one."""
 
 
 def get_runtime() -> WorkerRuntime:
@@ -123,7 +125,8 @@ class GatherEvents(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Buffer events, and flush them by a timer of the consumer's loop."""
-        dispatcher = consumer.event_dispatcher
+        global _monitors  # noqa: PLW0603 - one worker a process
+        dispatcher = _monitors = consumer.event_dispatcher
         dispatcher.buffer_limit = 1_000
         dispatcher.on_send_buffered = None
         self._timer = consumer.timer.call_repeatedly(0.1, dispatcher.flush)
@@ -159,8 +162,8 @@ def revoke_tasks(state: Any, task_id: Any, **_: object) -> dict[str, str]:
 
 def send_revoked_event(task_id: str) -> None:
     """Tell Celery's monitors that a task was cancelled."""
-    with app.events.default_dispatcher() as dispatcher:
-        dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+    if _monitors is not None:
+        _monitors.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
 
 
 def _give_up(exc: BitingLipError) -> NoReturn:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ def data_dir() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="bitinglip-cli-"))
     folder.chmod(0o755)
     yield folder / "data"
+    # A system that was killed is stopped by its guard, which holds the lock until then.
     remove_data(folder / "data")
     shutil.rmtree(folder)
 
@@ -52,6 +54,10 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def mean_place(order: list[str], priority: str) -> float:
+    return statistics.mean(place for place, item in enumerate(order) if item == priority)
 
 
 def read_until(process: "subprocess.Popen[str]", word: str) -> str:
@@ -87,7 +93,8 @@ def test_up_answers_another_terminal_and_leaves_nothing_behind(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
-    assert errors == "stopping\n"
+    assert errors.startswith("stopping")
+    assert len(errors.splitlines()) == 1
     eventually(lambda: not any(is_alive(pid) for pid in family))
     assert read_running(data_dir) is None
     assert run("task", "list").exit_code == 5
@@ -126,16 +133,38 @@ def test_a_signal_while_it_starts_stops_what_had_started(start: Start, data_dir:
     eventually(lambda: not any(is_alive(pid) for pid in family))
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_killed_up_leaves_nothing_behind(start: Start, data_dir: Path) -> None:
+    process, _ = start_up(start, data_dir)
+    family = list_descendants(process.pid)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not any(is_alive(pid) for pid in family), within=30)
+
+
+def test_what_no_process_could_read_is_refused_before_any_starts(
+    data_dir: Path, database: Database, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "celeryconfig.py"
+    file.write_text("worker_pool = threads\n")
+    monkeypatch.setenv("BITINGLIP_CELERY_CONFIG", str(file))
+    for command in (("up", "--data-dir", str(data_dir)), ("worker", "start")):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "NameError: name 'threads' is not defined" in result.stderr
+    assert not data_dir.exists()
+
+
 def test_a_worker_that_cannot_start_ends_up_with_its_last_words(
     start: Start, data_dir: Path, database: Database, tmp_path: Path
 ) -> None:
     file = tmp_path / "celeryconfig.py"
-    file.write_text("raise RuntimeError('broken on purpose')\n")
+    file.write_text("worker_pool = 'broken-on-purpose'\n")
     process = start("up", "--data-dir", str(data_dir), BITINGLIP_CELERY_CONFIG=str(file))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 5, errors
     assert "before it was ready" in errors
-    assert "broken on purpose" in errors
+    assert "broken-on-purpose" in errors
 
 
 def test_worker_start_is_one_worker_of_its_pool(
@@ -160,6 +189,19 @@ def test_the_demo_is_right(start: Start, data_dir: Path) -> None:
     assert process.returncode == 0
     assert document["ttft_p50_s"] > 0
     assert document["tokens_per_s"] > 0
-    assert len(document["served"]) == 60
+    order = [item["priority"] for item in document["served"][1:]]
+    assert mean_place(order, "critical") < mean_place(order, "high") < mean_place(order, "low")
     assert "the model answers: " in errors
     assert read_running(data_dir) is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_interrupted_demo_stops_everything(start: Start, data_dir: Path) -> None:
+    process = start("demo", "--data-dir", str(data_dir))
+    read_until(process, "asks: ")
+    family = list_descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, ""), errors
+    assert "Traceback" not in errors
+    eventually(lambda: not any(is_alive(pid) for pid in family))

@@ -101,7 +101,7 @@ class Driver:
     def decode(self, ids: list[int]) -> str:
         """The text of tokens, as a request would give it."""
         text: str = self.tokenizer.decode([i for i in ids if i != END_ID], skip_special_tokens=True)
-        return text
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def fail_forwards(driver: Driver, monkeypatch: Any, fails: Callable[[int, int], BaseException | None]) -> None:

@@ -11,8 +11,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("architecture", SERVED)
-def test_greedy_text_of_requests_that_join_at_different_times_equals_generate(architecture: str) -> None:
+def test_greedy_text_of_requests_that_join_at_different_times_equals_generate(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = Driver(make_model(architecture))
+    monkeypatch.setattr(driver.engine._pace, "chunk", lambda **_: 256)
     for name, prompt in PROMPTS.items():
         driver.add(name, prompt, max_tokens=20, logprobs=0)
         driver.step(4)
@@ -43,7 +46,7 @@ def test_a_prompt_read_in_chunks_beside_others_equals_generate(
 
 @pytest.mark.parametrize("architecture", sorted(UNSERVED))
 def test_a_model_whose_rows_cannot_be_kept_apart_is_refused_at_load(architecture: str) -> None:
-    with pytest.raises(InvalidModelError, match="another engine|eight tokens"):
+    with pytest.raises(InvalidModelError, match=r"another engine|eight tokens"):
         Driver(make_model(architecture))
 
 

@@ -142,7 +142,7 @@ def test_many_threads_for_one_agent_lose_nothing(urls: ServerUrls, database: Dat
 
 
 def test_batches_for_the_same_new_agents_in_any_order_do_not_deadlock(urls: ServerUrls, database: Database) -> None:
-    together = threading.Barrier(6)
+    together = threading.Barrier(6, timeout=20)
 
     def submit_shuffled(seed: int) -> None:
         own = Database(urls.database_url, connections=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bitinglip.engine.text.batch import columns_for
 
-CALM_STEPS = 256
+CALM_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,6 @@ class RowBatch(Cache):
         for mine, theirs in pairs:
             if isinstance(mine, DummyLayer):
                 continue
-            mine.zero_columns(start, span.start)
             mine.join(theirs, slice(first_slot, last_slot), lengths)
         span.rows, span.start = last_slot, start
         self.lengths.extend(lengths)

@@ -1,11 +1,14 @@
 """Token ids to text, a token at a time, whole characters only.
 
-Invariant: everything returned, joined, is what decoding all ids at once gives.
+Invariant: everything returned, joined, is what decoding all ids at once gives, but for NUL, which PostgreSQL cannot
+store: it becomes a replacement character.
 """
 
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokeniser:
@@ -31,11 +34,16 @@ class Detokeniser:
             self._stream = DecodeStream(ids=self._ids, skip_special_tokens=True)
             return self.flush()
         self._sent += text
-        return text
+        return clean(text)
 
     def flush(self) -> str:
         """Return what is left at the end; half a character becomes a replacement character."""
         whole: str = self._backend.decode(self._ids, skip_special_tokens=True)
         rest = whole[len(self._sent) :] if whole.startswith(self._sent) else ""
         self._sent += rest
-        return rest
+        return clean(rest)
+
+
+def clean(text: str) -> str:
+    """Return the text as it can be stored."""
+    return text.replace("\0", REPLACEMENT)

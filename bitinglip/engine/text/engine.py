@@ -31,7 +31,7 @@ from bitinglip.telemetry import get_logger
 
 FIRST_CHUNK = {"cpu": 256, "cuda": 2048}
 LARGEST_CHUNK = {"cpu": 512, "cuda": 8192}
-MOST_STARVED = 2
+MOST_STARVED = 5
 
 
 class TextEngine:

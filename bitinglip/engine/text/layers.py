@@ -104,11 +104,6 @@ class AttentionRows(CacheLayerMixin):
             buffer[slots, :, : end - columns].zero_()
             buffer[slots, :, end - columns : end] = states[:, :, states.shape[-2] - columns :]
 
-    def zero_columns(self, first: int, last: int) -> None:
-        """Clear what rows that have left wrote into columns that come alive again."""
-        for buffer in self._buffers():
-            buffer[: self._span.rows, :, first:last].zero_()
-
     def keep_rows(self, order: Sequence[int]) -> None:
         """Row i becomes what row `order[i]` was; moved rows come from behind the kept ones."""
         live = slice(self._span.start, self._span.end)
@@ -168,11 +163,9 @@ class StateRows(LinearAttentionLayer):
                 if state is not None:
                     states[index] = state[list(order)] if order else None
 
-    def zero_columns(self, first: int, last: int) -> None:
-        """States have no columns."""
-
     def move_columns(self, old: Span) -> None:
         """States have no columns."""
+
 
 class HybridRows(StateRows, AttentionRows):
     """A layer with both: a state and keys and values (Falcon-H1, Zamba)."""
@@ -200,13 +193,10 @@ class HybridRows(StateRows, AttentionRows):
         StateRows.keep_rows(self, order)
         AttentionRows.keep_rows(self, order)
 
-    def zero_columns(self, first: int, last: int) -> None:
-        """Clear the keys and values."""
-        AttentionRows.zero_columns(self, first, last)
-
     def move_columns(self, old: Span) -> None:
         """Move the keys and values."""
         AttentionRows.move_columns(self, old)
+
 
 LayerRows = AttentionRows | StateRows | HybridRows
 

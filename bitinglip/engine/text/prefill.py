@@ -1,7 +1,7 @@
 """Reading prompts: short ones together, long ones in chunks between the others' tokens.
 
-A chunk is sized by the clock, not by a constant: while rows decode it may take a little less than two of their steps, so
-that a 4,000-token prompt never holds their tokens up by more. The same rule fits two cores and a large GPU.
+A chunk is sized by the clock, not by a constant: while rows decode it may take a little less than two of their steps,
+so that a 4,000-token prompt never holds their tokens up by more. The same rule fits two cores and a large GPU.
 """
 
 from collections.abc import Sequence

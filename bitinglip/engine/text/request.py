@@ -1,7 +1,7 @@
 """A request as the model sees it: token ids, limits and how to choose, all checked.
 
 What pydantic cannot know is checked here against the model: the length of the prompt in tokens, ids within the
-vocabulary, a chat template for messages, a schema that compiles. Whatever is wrong raises, and fails that request alone.
+vocabulary, a chat template for messages, a schema that compiles. Whatever is wrong fails that request alone.
 """
 
 from dataclasses import dataclass
@@ -90,8 +90,7 @@ class RequestReader:
         prompt = payload.prompt or ""
         if has_template and not payload.raw:
             return self._apply_template("prompt", [{"role": "user", "content": prompt}])
-        # Truncation off in each call: a fast tokenizer keeps what an earlier caller asked for.
-        ids: list[int] = self._tokenizer(prompt, truncation=False, verbose=False).input_ids
+        ids: list[int] = self._tokenizer(prompt, verbose=False).input_ids
         if not ids:
             raise InvalidRequestError("prompt", prompt, "it becomes no token at all; write some text")
         return ids
@@ -99,7 +98,7 @@ class RequestReader:
     def _apply_template(self, field: str, messages: list[dict[str, str]]) -> list[int]:
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False, truncation=False
+                messages, add_generation_prompt=True, return_dict=False
             )
         except (TemplateError, ValueError, TypeError) as exc:
             raise InvalidRequestError(field, [m["role"] for m in messages], f"the chat template says: {exc}") from exc

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitinglip.engine.base import EngineEvent, Failed, Finished, JsonObject, Text, Usage
-from bitinglip.engine.text.detokenise import Detokeniser
+from bitinglip.engine.text.detokenise import Detokeniser, clean
 from bitinglip.engine.text.request import TextRequest
 from bitinglip.engine.text.sampling import Choice
 from bitinglip.engine.text.stop import StopFilter
@@ -118,4 +118,4 @@ class Row:
         ]
 
     def _name(self, token_id: int, logprob: float) -> JsonObject:
-        return {"token": self.tokenizer.decode([token_id]), "token_id": token_id, "logprob": logprob}
+        return {"token": clean(self.tokenizer.decode([token_id])), "token_id": token_id, "logprob": logprob}
