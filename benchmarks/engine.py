@@ -3,8 +3,8 @@
 A Llama of 135M parameters (hidden 576, 30 layers) with random weights answers 16 requests of 64 new tokens three ways:
 the engine, transformers' continuous batching (its manager kept warm), and one left-padded `generate` batch, which knows
 all requests beforehand. They take turns, so that whatever else the machine does hits all three. Then one request
-arrives every 0.3 s, and the mean time to its first text is taken. Ratios are medians over the rounds; above 1 the engine
-is faster.
+arrives every 0.3 s, and the mean time to its first text is taken. Ratios are medians over the rounds; above 1 the
+engine is faster.
 
     python benchmarks/engine.py --json
     python benchmarks/engine.py --dtype bfloat16 --threads 2 --rounds 5

@@ -36,8 +36,8 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
     with StopSignals() as signals, run_system(folder, None, signals, say) as system:
         start_seconds = time.monotonic() - began
         say(f"ready after {start_seconds:.1f} s; Flower is at {system.flower_url}")
-        with Client(system.urls.database_url, system.urls.redis_url) as client:
-            run = _ask(client, system, signals)
+        # Not closed: after an interruption its threads still read, until the servers under them are stopped.
+        run = _ask(Client(system.urls.database_url, system.urls.redis_url), system, signals)
         interrupted = signals.first is not None
     if interrupted:
         raise click.Abort

@@ -69,7 +69,7 @@ def held_out_questions(count: int, seed: int) -> list[Question]:
     """Return `count` different questions that the model never saw, a quarter of each kind, in an order set by `seed`.
 
     Args:
-        count: How many; about 1,500 at most.
+        count: How many; 1,120 at most, because there are 280 of the rarest kind.
         seed: The same seed gives the same questions.
     """
     rng = Random(seed)  # noqa: S311 - a repeatable sample, no secret

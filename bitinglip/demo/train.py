@@ -146,7 +146,8 @@ A Llama of {model.num_parameters():,} parameters in fp32, made from nothing by `
 seed {SEED}. It knows capitals, sums and differences of numbers up to 99, and words backwards; to anything else it is
 taught to say that it does not know. It saw no text but the questions that `bitinglip/demo/questions.py` makes.
 
-Training took {cost.wall_seconds:,.0f} s on the clock and {cost.cpu_seconds:,.0f} CPU seconds on {THREADS} threads.
+Training took {cost.cpu_seconds:,.0f} CPU seconds on {THREADS} threads, so {cost.cpu_seconds / THREADS:,.0f} s on as
+many free cores; here, beside other work, {cost.wall_seconds:,.0f} s on the clock.
 
 | {TESTED_QUESTIONS:,} held-out questions | right |
 |---|---|

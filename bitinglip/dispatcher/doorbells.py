@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 
 from bitinglip.celery_app import DOORBELL_VERSION, queue_name, task_name
 from bitinglip.dispatcher.plan import Assignment
@@ -36,7 +36,7 @@ class DoorbellRinger:
             with self._producer.batch():
                 for assignment in assignments:
                     self._publish(assignment)
-        except (OperationalError, OSError, *self._connection.recoverable_connection_errors) as exc:
+        except (KombuError, OSError, *self._connection.recoverable_connection_errors) as exc:
             raise RedisUnreachableError("the broker", str(exc)) from exc
 
     def _publish(self, assignment: Assignment) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +178,21 @@ def test_worker_start_is_one_worker_of_its_pool(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_pool_of_workers_ends_with_its_parent(processes: System, database: Database, data_dir: Path) -> None:
+    code = (
+        "from pathlib import Path; from bitinglip.cli import pool, programs\n"
+        f"pool.run_pool(programs.plan_pool(None), Path({str(data_dir)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_workers(database, 1)
+    family = list_descendants(process.pid)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "worker 0 of pool 'default': log in " in errors
+    eventually(lambda: not any(is_alive(pid) for pid in family))
 
 
 @pytest.mark.usefixtures("alone")

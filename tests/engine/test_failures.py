@@ -79,15 +79,17 @@ def test_memory_that_runs_out_while_rows_move_changes_no_text(
 
 
 def test_the_oldest_rows_go_on_when_memory_runs_out(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = drive()
-    for name in "abcd":
+    driver = drive(max_rows=4)
+    for name in "abcde":
         driver.add(name, name, max_tokens=30)
-    driver.step(3)
+    driver.step(5)
     fail_forwards(driver, monkeypatch, lambda number, rows: out_of_memory(0) if rows > 2 else None)
     driver.step(2)
     assert [row.id for row in driver.engine._rows] == ["a", "b"]
+    assert [row.id for row in driver.engine._intake.waiting] == ["c", "d", "e"]
+    assert driver.engine._batch.span.row_capacity == 2, "what the others held is free"
     driver.run()
-    assert {driver.result(name)["finish_reason"] for name in "abcd"} <= {"length", "stop"}
+    assert {driver.result(name)["finish_reason"] for name in "abcde"} <= {"length", "stop"}
 
 
 def test_the_row_limit_rises_again_after_calm(drive: Drive) -> None:
@@ -145,12 +147,18 @@ def test_only_the_culprit_of_a_failed_step_fails(drive: Drive, monkeypatch: pyte
     driver.step(4)
     culprit = driver.engine._rows[1]
 
+    blames = []
+
     def blame(number: int, rows: int) -> BaseException | None:
-        return ValueError("a fault in the model") if culprit in driver.engine._rows else None
+        if culprit not in driver.engine._rows:
+            return None
+        blames.append(rows)
+        return ValueError("a fault in the model")
 
     fail_forwards(driver, monkeypatch, blame)
     driver.run()
     assert driver.failure(culprit.id).code == "engine_error"
+    assert blames == [4, 1], "found by running alone, once"
     for name in set("abcd") - {culprit.id}:
         assert driver.made(name) == driver.expect(f"hello {name}")
         assert driver.text(name) == driver.result(name)["text"]
@@ -207,13 +215,46 @@ def test_many_random_requests_with_random_cancels_all_end_once_and_right(drive: 
             assert made == driver.expect(prompt)[: len(made)]
 
 
-def test_a_batch_that_is_never_empty_goes_on(drive: Drive) -> None:
+@pytest.mark.parametrize("fails_at", [None, 4, 9, 14, 17, 20])
+def test_a_batch_that_is_never_empty_moves_back_to_its_left_edge(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch, fails_at: int | None
+) -> None:
     driver = drive(max_rows=3)
+    move_columns, calls = layers.AttentionRows.move_columns, 0
+
+    def move(self: Any, old: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise out_of_memory(0)
+        move_columns(self, old)
+
+    monkeypatch.setattr(layers.AttentionRows, "move_columns", move)
+    if fails_at is None:
+        # A step without a column to write to would fail, and be made good by running its rows alone.
+        monkeypatch.setattr(driver.engine, "_blame_decode", lambda failure: pytest.fail(str(failure)))
     prompts = {f"r{number}": "x" * (number % 7) + f"hello {number}" for number in range(40)}
     for name, prompt in prompts.items():
         driver.add(name, prompt, logprobs=0)
         driver.step(3)
         assert driver.engine.busy
     driver.run()
+    assert calls >= 20
     for name, prompt in prompts.items():
         assert driver.made(name) == driver.expect(prompt)
+
+
+def test_a_text_that_cannot_be_made_fails_alone(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive()
+    for name in ("a", "b"):
+        driver.add(name, f"hello {name}", logprobs=0)
+    driver.step(4)
+    row = next(row for row in driver.engine._rows if row.id == "a")
+
+    def fail(_: int) -> str:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(row._detokeniser, "push", fail)
+    driver.run()
+    assert "no such token" in driver.failure("a").message
+    assert driver.made("b") == driver.expect("hello b")

@@ -79,6 +79,13 @@ def test_tokens_made_are_penalised_too(drive: Drive) -> None:
     assert len(set(driver.made("varied"))) > len(set(driver.made("free")))
 
 
+def test_tokens_of_earlier_attempts_are_penalised_too() -> None:
+    payload = TextPayload(prompt="x", repetition_penalty=2)
+    seen = make_choice(TextRequest("id", payload, [0], [3], 9), 5, CPU, None).seen
+    assert seen is not None
+    assert seen.tolist() == [True, False, False, True, False]
+
+
 def test_a_seed_gives_the_same_text_alone_and_among_others(drive: Drive) -> None:
     driver = drive()
     alone = driver.ask("hello", temperature=1.5, seed=1)

@@ -103,10 +103,10 @@ def test_events_come_in_order(drive: Drive) -> None:
 
 def test_a_later_attempt_continues_the_text_of_an_earlier_one(drive: Drive) -> None:
     driver = drive()
-    driver.add("whole", "hello", max_tokens=16, logprobs=0, temperature=1, seed=7, repetition_penalty=1.3)
+    driver.add("whole", "hello", max_tokens=16, logprobs=0, temperature=1, seed=7, repetition_penalty=10)
     driver.run()
     made = driver.made("whole")
-    driver.add("rest", "hello", made=made[:9], max_tokens=16, logprobs=0, temperature=1, seed=7, repetition_penalty=1.3)
+    driver.add("rest", "hello", made=made[:9], max_tokens=16, logprobs=0, temperature=1, seed=7, repetition_penalty=10)
     driver.run()
     assert driver.made("rest") == made[9:]
     assert driver.result("rest")["text"] == driver.result("whole")["text"]

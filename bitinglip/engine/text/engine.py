@@ -29,8 +29,9 @@ from bitinglip.engine.text.structured import SchemaCompiler
 from bitinglip.errors import EngineBrokenError
 from bitinglip.telemetry import get_logger
 
-FIRST_CHUNK = {"cpu": 256, "cuda": 2048}
-LARGEST_CHUNK = {"cpu": 512, "cuda": 8192}
+# Tokens: two cores read some hundred in a quarter of a second, a GPU some thousands.
+FIRST_CHUNK = {"cpu": 256}
+LARGEST_CHUNK = {"cpu": 512}
 MOST_STARVED = 5
 
 
@@ -56,7 +57,7 @@ class TextEngine:
         self._reader = RequestReader(loaded.tokenizer, known, self._model.context, self._budget.longest)
         self._schemas = SchemaCompiler(loaded.tokenizer, traits.vocabulary, loaded.end_ids)
         kind = self._model.device.type
-        self._pace = Pace(FIRST_CHUNK[kind], LARGEST_CHUNK[kind])
+        self._pace = Pace(FIRST_CHUNK.get(kind, 2048), LARGEST_CHUNK.get(kind, 8192))
         self._intake = Intake(self._open_row, ahead=config.max_rows)
         self._cancelled: set[str] = set()
         self._unread: list[Row] = []
@@ -165,7 +166,7 @@ class TextEngine:
             raise
         except Exception as exc:
             failure = exc.with_traceback(None)
-        return events + self._blame_prefill(job, failure)
+        return events + self._blame_prefill(job.rows, failure)
 
     def _next_job(self) -> tuple[Prefill, int | None]:
         decoding, unread = len(self._rows), len(self._unread)
@@ -183,26 +184,36 @@ class TextEngine:
         logits, tokens = job.read(self._model, limit)
         if logits is None:
             self._synchronize()
-            chosen: Tensor | None = None
-            host: list[int | None] = []
-        else:
-            chosen, host = Sampler([row.choice for row in job.rows], logits.device).choose(logits)
-            self._join(job, chosen)
-        seconds = perf_counter() - began
+            self._note_chunk(job, perf_counter() - began, tokens)
+            self._long.appendleft(job)
+            return []
+        chosen, host = Sampler([row.choice for row in job.rows], logits.device).choose(logits)
+        failure = self._join(job, chosen)
+        self._note_chunk(job, perf_counter() - began, tokens)
+        # Chosen is chosen: a row that found no room in the batch keeps its token and comes back later.
+        events = self._deliver(job.rows, host)
+        if failure is not None:
+            events += self._blame_prefill([row for row in job.rows if not row.ended], failure)
+        return events
+
+    def _note_chunk(self, job: Prefill, seconds: float, tokens: int) -> None:
         self._pace.note_chunk(seconds, tokens)
         for row in job.rows:
             row.engine_seconds += seconds / len(job.rows)
-        if chosen is None:
-            self._long.appendleft(job)
-            return []
-        return self._deliver(job.rows, host)
 
-    def _join(self, job: Prefill, tokens: Tensor) -> None:
-        rows, longest = self._capacity_for(self._rows + job.rows)
-        self._batch.join(job.cache, job.lengths, row_capacity=rows, column_capacity=longest)
-        self._tokens = torch.cat([self._tokens, tokens.to(self._tokens.device)])
-        self._rows = self._rows + job.rows
+    def _join(self, job: Prefill, tokens: Tensor) -> Exception | None:
+        """Take prefilled rows into the batch; return what prevented it."""
+        rows, columns = self._capacity_for(self._rows + job.rows)
+        try:
+            joined = torch.cat([self._tokens, tokens.to(self._tokens.device)])
+            self._batch.join(job.cache, job.lengths, row_capacity=rows, column_capacity=columns)
+        except torch.AcceleratorError:
+            raise
+        except Exception as exc:
+            return exc.with_traceback(None)
+        self._tokens, self._rows = joined, self._rows + job.rows
         self._sampler = None
+        return None
 
     def _capacity_for(self, rows: list[Row]) -> tuple[int, int]:
         """The rectangle for these rows: the present one if they fit, else room for more rows where memory allows."""
@@ -260,25 +271,34 @@ class TextEngine:
             if token is None:
                 message = "the model's numbers are not finite for this request; try float32"
                 events.append(row.fail("engine_error", message, retryable=False))
-                ended.append(row)
-                continue
-            events += row.take(token)
-            if row.finish_reason is not None:
+            else:
+                events += self._take(row, token)
+            if row.ended:
                 ended.append(row)
         self._remove(ended)
         return events
 
+    def _take(self, row: Row, token: int) -> list[EngineEvent]:
+        try:
+            return row.take(token)
+        except Exception as exc:  # A tokenizer's or a schema's Rust side raises anything; the row is to blame, alone.
+            self._log.warning("token_failed", request_id=row.id, error=type(exc).__name__)
+            return [row.fail("engine_error", f"its text cannot be made: {exc}", retryable=False)]
+
     # When something fails
 
-    def _blame_prefill(self, job: Prefill, failure: Exception) -> list[EngineEvent]:
+    def _blame_prefill(self, rows: list[Row], failure: Exception) -> list[EngineEvent]:
         if is_out_of_memory(failure):
-            return self._survive_starvation(job.rows, failure)
-        if len(job.rows) == 1:
-            self._log.warning("prefill_failed", request_id=job.rows[0].id, error=type(failure).__name__)
-            return [job.rows[0].fail("engine_error", f"the model cannot read it: {failure}", retryable=False)]
-        for row in job.rows:
+            return self._survive_starvation(rows, failure)
+        if not self._batch.intact:
+            self._intake.put_back(self._rows)
+            self._release_batch()
+        if len(rows) == 1:
+            self._log.warning("prefill_failed", request_id=rows[0].id, error=type(failure).__name__)
+            return [rows[0].fail("engine_error", f"the model cannot read it: {failure}", retryable=False)]
+        for row in rows:
             row.alone = True
-        self._intake.put_back(job.rows)
+        self._intake.put_back(rows)
         return []
 
     def _blame_decode(self, failure: Exception) -> list[EngineEvent]:
@@ -298,6 +318,8 @@ class TextEngine:
         """Memory ran out: half of the rows, the youngest, wait until the others are done; none loses what it made."""
         live = sorted([*self._live(), *reading], key=lambda row: row.arrival)
         self._log.info("out_of_memory", rows=len(live))
+        if not live:
+            return []
         if len(live) == 1:
             live[0].starved += 1
             if live[0].starved >= MOST_STARVED:
@@ -316,8 +338,21 @@ class TextEngine:
             leaving = live
         self._remove([row for row in leaving if row not in reading])
         self._intake.put_back(leaving)
+        self._shrink_to_rows()
         free_memory()
         return []
+
+    def _shrink_to_rows(self) -> None:
+        """Free what rows that have left had, or everything, where moving the others takes more than there is."""
+        if not self._rows:
+            return
+        try:
+            self._batch.shrink(len(self._rows), self._batch.span.column_capacity)
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            self._intake.put_back(self._rows)
+            self._release_batch()
 
     # Who computes
 

@@ -22,6 +22,7 @@ class Row:
         arrival: Its number in the order of arrival.
         made: Tokens made so far, by earlier attempts too.
         started: Whether `Started` was sent.
+        ended: Whether its last event has been made.
         alone: It was in a prefill that failed, and is read by itself.
         suspect: It was in a step that failed, and nothing else runs beside it until it has made a token.
         starved: Consecutive times that it ran out of memory with nobody beside it.
@@ -38,7 +39,7 @@ class Row:
     suspect: bool = False
     starved: int = 0
     engine_seconds: float = 0.0
-    finish_reason: str | None = None
+    ended: bool = False
     _sent: list[str] = field(default_factory=list)
     _unsent_ids: list[int] = field(default_factory=list)
     _detokeniser: Detokeniser = field(init=False)
@@ -69,7 +70,7 @@ class Row:
         return Usage(self.engine_seconds, len(self.request.prompt_ids), made_now)
 
     def take(self, token_id: int) -> list[EngineEvent]:
-        """Add a token; return the events it causes. `finish_reason` is set when it was the last."""
+        """Add a token; return the events it causes. `ended` is set when it was the last."""
         self.suspect, self.starved = False, 0
         self.made.append(token_id)
         complete = self.choice.remember(token_id)
@@ -87,6 +88,7 @@ class Row:
 
     def fail(self, code: str, message: str, *, retryable: bool) -> Failed:
         """Return the event that ends it without a result."""
+        self.ended = True
         return Failed(self.id, code, message, retryable, self.usage)
 
     def _rest(self) -> str:
@@ -94,7 +96,7 @@ class Row:
         return text if stopped else text + self._stops.flush()
 
     def _finish(self, reason: str, text: str) -> list[EngineEvent]:
-        self.finish_reason = reason
+        self.ended = True
         events = self._send(text)
         result: JsonObject = {"text": "".join(self._sent), "finish_reason": reason}
         if self.request.payload.logprobs is not None:
