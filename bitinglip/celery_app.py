@@ -8,10 +8,13 @@ never in that file; it comes from the settings.
 import os
 import runpy
 from pathlib import Path
+from typing import Any
 
+import click
 from celery import Celery
+from celery.loaders.app import AppLoader
 
-from bitinglip.errors import ConfigurationError
+from bitinglip.errors import BitingLipError, ConfigurationError
 from bitinglip.settings import ServerSettings, find_operator_file, load_settings
 
 DOORBELL_VERSION = 1
@@ -43,19 +46,37 @@ def find_config() -> Path:
     return path
 
 
-def make_app() -> Celery:
-    """The application, configured when it is first used: importing it needs no running system."""
-    app = Celery("bitinglip", include=["bitinglip.tasks"], set_as_current=False)
+class Loader(AppLoader):
+    """Reads the configuration when the application is first used: importing it needs no running system."""
 
-    @app.on_configure.connect(weak=False)
-    def configure(**_: object) -> None:
-        values = runpy.run_path(str(find_config()))
-        options = {name: value for name, value in values.items() if name.islower() and not name.startswith("_")}
-        app.conf.update(options)
-        app.conf.broker_url = load_settings(ServerSettings).find_urls().redis_url
-        app.conf.result_backend = "bitinglip.tasks.RecordBackend"
+    def read_configuration(self, env: str = "") -> dict[str, Any]:
+        """Celery's settings, with the broker's URL.
 
-    return app
+        Raises:
+            ConfigurationError: If celeryconfig.py cannot be run.
+            SystemNotRunningError: If no URLs are configured and no embedded system runs.
+            ClickException: The same, under the celery command.
+        """
+        try:
+            return _read_configuration()
+        except BitingLipError as exc:
+            context = click.get_current_context(silent=True)
+            if context is None or context.find_root().command.name != "celery":
+                raise
+            # The celery command shows these, and any other error with its traceback.
+            shown = type("ShownError", (click.ClickException,), {"exit_code": exc.exit_code})
+            raise shown(str(exc)) from exc
 
 
-app = make_app()
+def _read_configuration() -> dict[str, Any]:
+    path = find_config()
+    try:
+        values = runpy.run_path(str(path))
+    except Exception as exc:
+        raise ConfigurationError(f"{path} cannot be run: {type(exc).__name__}: {exc}; mend it") from exc
+    options = {name: value for name, value in values.items() if name.islower() and not name.startswith("_")}
+    urls = load_settings(ServerSettings).find_urls()
+    return {**options, "broker_url": urls.redis_url, "result_backend": "bitinglip.tasks.RecordBackend"}
+
+
+app = Celery("bitinglip", include=["bitinglip.tasks"], loader=Loader, set_as_current=False)

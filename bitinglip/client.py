@@ -279,16 +279,24 @@ class Handle:
             yield Event("0-1", EventName.QUEUED, {"agent": task.agent_id, "priority": task.priority})
         position = after or "0-1"
         shown = 0
+        lacks_text = False
         while True:
             events = self._read(position)
             for event in events:
+                if _attempt_of(event.id) != _attempt_of(position):
+                    shown, lacks_text = 0, False
+                lacks_text = lacks_text or (after is None and not _follows(position, event.id))
+                if event.name is EventName.FINISHED:
+                    if lacks_text:
+                        yield from _replay_text(self.task(), position, shown)
+                    yield event
+                    return
                 position = event.id
-                if event.name is EventName.STARTED:
-                    shown = 0
+                if lacks_text and event.name is EventName.TEXT:
+                    # Redis was wiped or the stream trimmed: text with a hole is worse than text at the end.
+                    continue
                 shown += len(event.data.get("text", ""))
                 yield event
-                if event.name is EventName.FINISHED:
-                    return
             if not events:
                 task = self.task()
                 if task.status.is_final and not self._read(position, wait_seconds=0.0):
@@ -330,14 +338,32 @@ def _replay_end(task: Task, position: str, shown: int | None) -> Iterator[Event]
         position: The last event's id.
         shown: Characters of text that were seen; None if unknown, and no text is repeated.
     """
-    attempt, _, sequence = position.partition("-")
-    number = int(sequence)
-    rest = str((task.result or {}).get("text", ""))[shown:] if shown is not None else ""
-    if rest:
-        number += 1
-        yield Event(f"{attempt}-{number}", EventName.TEXT, {"text": rest})
+    if shown is not None:
+        for event in _replay_text(task, position, shown):
+            position = event.id
+            yield event
     error = task.error.model_dump() if task.error else None
-    yield Event(f"{attempt}-{number + 1}", EventName.FINISHED, {"status": task.status, "error": error})
+    yield Event(_next_id(position), EventName.FINISHED, {"status": task.status, "error": error})
+
+
+def _replay_text(task: Task, position: str, shown: int) -> Iterator[Event]:
+    rest = str((task.result or {}).get("text", ""))[shown:]
+    if rest:
+        yield Event(_next_id(position), EventName.TEXT, {"text": rest})
+
+
+def _attempt_of(event_id: str) -> int:
+    return int(event_id.partition("-")[0])
+
+
+def _next_id(event_id: str) -> str:
+    attempt, _, sequence = event_id.partition("-")
+    return f"{attempt}-{int(sequence) + 1}"
+
+
+def _follows(event_id: str, later_id: str) -> bool:
+    """Whether no event lies between the two, as far as their numbers tell."""
+    return later_id == _next_id(event_id) or later_id.endswith("-1")
 
 
 class AsyncClient:

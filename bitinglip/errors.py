@@ -242,4 +242,7 @@ class EngineBrokenError(EngineError):
 
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+    if len(text) <= limit:
+        return text
+    length = len(value) if isinstance(value, str) else len(text)
+    return f"{text[:limit]}... ({length:,} characters)"

@@ -52,9 +52,8 @@ class ServerSettings(_Settings):
             ("BITINGLIP_DATABASE_URL", self.database_url, ("postgresql", "postgresql+psycopg2", "postgres")),
             ("BITINGLIP_REDIS_URL", self.redis_url, ("redis", "rediss")),
         ):
-            if url is not None and urlsplit(url).scheme not in schemes:
-                message = f"{name} starts with {urlsplit(url).scheme!r}; it must start with {schemes[0]}://"
-                raise ValueError(message)
+            if url is not None:
+                _check_url(name, url, schemes)
         return self
 
     def find_urls(self) -> ServerUrls:
@@ -179,6 +178,18 @@ def _load_cached(settings: type[Any]) -> Any:
     return settings()
 
 
+def _check_url(name: str, url: str, schemes: tuple[str, ...]) -> None:
+    try:
+        parts = urlsplit(url)
+        scheme, _ = parts.scheme, parts.port
+    except ValueError as exc:
+        message = f"{name} cannot be parsed ({exc}); it must look like {schemes[0]}://user:password@host:port/name"
+        raise ValueError(message) from exc
+    if scheme not in schemes:
+        message = f"{name} starts with {scheme!r}; it must start with {schemes[0]}://"
+        raise ValueError(message)
+
+
 def _describe(settings: type[_Settings], exc: ValidationError) -> list[str]:
     problems = []
     for error in exc.errors():
@@ -188,5 +199,6 @@ def _describe(settings: type[_Settings], exc: ValidationError) -> list[str]:
         name = str(error["loc"][0])
         if name.islower():
             name = f"{settings.model_config.get('env_prefix', '')}{name}".upper()
-        problems.append(f"{name} is {error['input']!r}: {error['msg'].lower()}")
+        message = str(error["msg"])
+        problems.append(f"{name} is {error['input']!r}: {message[:1].lower()}{message[1:]}")
     return problems

@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from bitinglip.cli.checks import refuse_problems
-from bitinglip.cli.configured import ConfiguredServers
 from bitinglip.cli.programs import make_dispatcher_program, make_url_environment, make_worker_program, plan_pool
 from bitinglip.cli.schema import upgrade_schema
 from bitinglip.embedded import EmbeddedServers
@@ -28,7 +27,6 @@ from bitinglip.telemetry import configure_logging
 from bitinglip.worker.pools import WorkerSpec
 
 REGISTER_SECONDS = 60.0
-FLOWER_USER = "bitinglip"
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def run_system(
     specs = plan_pool(pool)
     settings = load_settings(ServerSettings)
     embedded = settings.database_url is None
-    servers = EmbeddedServers(data_dir) if embedded else ConfiguredServers(data_dir, settings.find_urls())
+    servers = EmbeddedServers(data_dir, urls=None if embedded else settings.find_urls())
     tell("starting PostgreSQL and Valkey" if embedded else "using the PostgreSQL and Redis that are configured")
     servers.start()
     try:

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from bitinglip.cli.output import examples, json_option, say, write_json
-from bitinglip.cli.system import FLOWER_USER, RunningSystem, run_system
+from bitinglip.cli.system import RunningSystem, run_system
+from bitinglip.embedded.flower import USER as FLOWER_USER
 from bitinglip.embedded.signals import StopSignals
 from bitinglip.settings import ServerSettings, load_settings
 

@@ -1,6 +1,7 @@
 """The dispatcher's loop: a round whenever something happened, a sweep each second."""
 
 import select
+import socket
 import threading
 import time
 from typing import Any
@@ -27,21 +28,26 @@ log = get_logger()
 
 
 class Listener:
-    """Waits for NOTIFY on a connection of its own."""
+    """Waits for NOTIFY on a connection of its own, or to be woken."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: PoolProxiedConnection | None = None
+        self._ear, self._mouth = socket.socketpair()
+
+    def wake(self) -> None:
+        """End the wait now and every later one: the dispatcher stops. Safe in a signal handler."""
+        self._mouth.close()
 
     def wait(self, seconds: float) -> None:
-        """Return when something was notified, or after `seconds`.
+        """Return when something was notified, when woken, or after `seconds`.
 
         Raises:
             DatabaseUnreachableError: If PostgreSQL is away.
         """
         try:
             driver = self._open()
-            if select.select([driver], [], [], seconds)[0]:
+            if driver in select.select([driver, self._ear], [], [], seconds)[0]:
                 driver.poll()
                 driver.notifies.clear()
         except (psycopg2.Error, DBAPIError) as exc:
@@ -83,8 +89,9 @@ class Dispatcher:
         self._broker_reachable = True
 
     def stop(self) -> None:
-        """End `run` after the current round, a second later at most."""
+        """End `run` after the current round."""
         self._stop.set()
+        self._listener.wake()
 
     def run(self) -> None:
         """Dispatch until `stop`. PostgreSQL or Redis going away ends nothing: it is tried again."""

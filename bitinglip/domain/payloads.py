@@ -4,6 +4,8 @@ A payload is checked twice from this one definition: when it is submitted, and w
 need no model; what only the model knows (its context, its vocabulary) the engine checks, and fails that task alone.
 """
 
+import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -11,14 +13,47 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 MAX_PROMPT_CHARS = 200_000
 
 
-def _refuse_nul(text: str) -> str:
+def refuse_unstorable(text: str) -> str:
+    """The text, if PostgreSQL can store it.
+
+    Raises:
+        ValueError: If it holds a NUL or half of a surrogate pair.
+    """
     if "\x00" in text:
         message = "contains a NUL character, which PostgreSQL cannot store; remove it"
+        raise ValueError(message)
+    if _SURROGATE.search(text):
+        message = "contains half of a surrogate pair, which is no Unicode text; remove it"
         raise ValueError(message)
     return text
 
 
-CleanText = Annotated[str, AfterValidator(_refuse_nul)]
+def dump_json(document: dict[str, Any]) -> str:
+    """The document as JSON, if PostgreSQL can store it.
+
+    Raises:
+        ValueError: If it holds what JSON has no word for, a NUL or half of a surrogate pair.
+    """
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as exc:
+        message = f"cannot be written as JSON ({exc}); use objects, lists, text, finite numbers, booleans and null"
+        raise ValueError(message) from exc
+    # A NUL is written as an escape; the same six characters after an escaped backslash are text.
+    refuse_unstorable(_ESCAPED_NUL.sub("\x00", text))
+    return text
+
+
+def _check_json(document: dict[str, Any]) -> dict[str, Any]:
+    dump_json(document)
+    return document
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+CleanText = Annotated[str, AfterValidator(refuse_unstorable)]
+CleanJson = Annotated[dict[str, Any], AfterValidator(_check_json)]
 
 
 class Payload(BaseModel):
@@ -65,7 +100,7 @@ class TextPayload(Payload):
     stop: list[Annotated[CleanText, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=16)
     repetition_penalty: float = Field(default=1.0, gt=0, le=10)
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    json_schema: dict[str, Any] | None = None
+    json_schema: CleanJson | None = None
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:

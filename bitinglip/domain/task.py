@@ -4,7 +4,6 @@ The bounds here are repeated by CHECK constraints in the database: the one gives
 every other writer.
 """
 
-import json
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,7 +14,7 @@ import uuid_utils.compat
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bitinglip.domain.catalogue import get_kind
-from bitinglip.domain.payloads import CleanText, Payload
+from bitinglip.domain.payloads import CleanText, Payload, dump_json
 from bitinglip.errors import InvalidRequestError, TaskNotFoundError
 
 MAX_METADATA_BYTES = 65_536
@@ -60,18 +59,15 @@ class Priority(StrEnum):
 
 
 def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(metadata)
-    if "\\u0000" in text:
-        message = "contains a NUL character, which PostgreSQL cannot store; remove it"
-        raise ValueError(message)
-    if len(text) > MAX_METADATA_BYTES:
-        message = f"is {len(text):,} bytes of JSON; at most {MAX_METADATA_BYTES:,}"
+    size = len(dump_json(metadata).encode())
+    if size > MAX_METADATA_BYTES:
+        message = f"is {size:,} bytes of JSON; at most {MAX_METADATA_BYTES:,}"
         raise ValueError(message)
     return metadata
 
 
 AgentId = Annotated[CleanText, Field(min_length=1, max_length=100)]
-ChannelId = Annotated[str, Field(pattern=r"^\d{17,19}$")]
+ChannelId = Annotated[str, Field(pattern=r"^[0-9]{17,19}$")]
 
 
 class TaskRequest(BaseModel):

@@ -56,6 +56,8 @@ class Flower:
             argv=(sys.executable, "-m", "celery", "--app", self.app, "flower"),
             log_file=self.log_folder / "flower.log",
             env={**os.environ, **(self.env or {}), **options},
+            # It holds nothing worth waiting for, and hears no signal while it starts.
+            stop_seconds=3,
             wait_ready=lambda child: _wait_ready(child, port),
         )
 

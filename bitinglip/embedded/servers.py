@@ -39,6 +39,7 @@ class EmbeddedServers:
 
     Args:
         data_dir: Keeps everything from one start to the next; made where it is missing.
+        urls: Of servers that others run: none is started here, only what the caller starts on top.
         fsync: False gives up the data when the machine crashes: for tests.
         postgres_options: Of `postgresql.conf`; they win over ours.
         on_death: Called in a thread when a child ends without being asked.
@@ -55,12 +56,14 @@ class EmbeddedServers:
         self,
         data_dir: Path,
         *,
+        urls: ServerUrls | None = None,
         fsync: bool = True,
         postgres_options: Mapping[str, str] | None = None,
         on_death: Callable[[ChildDeath], None] = log_death,
     ) -> None:
         self.data_dir = Path(os.path.abspath(data_dir.expanduser()))
         self.log_folder = self.data_dir / "logs"
+        self._given_urls = urls
         self._fsync = fsync
         self._postgres_options = dict(postgres_options or {})
         self._on_death = on_death
@@ -106,7 +109,7 @@ class EmbeddedServers:
             _make_private_folder(self.log_folder)
             self.guard = Guard(self.log_folder / "guard.log", held_fds=[self._lock.descriptor])
             self.stack = ProcessStack(run_folder, self.guard, on_death=self._on_death)
-            self._urls = ServerUrls(database_url=self._start_postgres(), redis_url=self._start_valkey())
+            self._urls = self._given_urls or ServerUrls(self._start_postgres(), self._start_valkey())
             self._write_running()
         except BaseException:
             self.stop()

@@ -28,7 +28,7 @@ def parse_url(database_url: str) -> URL:
     """
     try:
         return make_url(database_url).set(drivername="postgresql+psycopg2")
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError) as exc:
         message = "BITINGLIP_DATABASE_URL cannot be parsed; it must look like postgresql://user:password@host:5432/name"
         raise ConfigurationError(message) from exc
 

@@ -21,6 +21,7 @@ MAX_BACKLOG = 50_000
 """Events that wait in memory for Redis before new ones are dropped."""
 
 _BATCH = 500
+_RUNNING_SECONDS = 86_400
 
 log = get_logger()
 
@@ -91,13 +92,16 @@ class EventWriter:
 
     def _write_batch(self, entries: list[_Entry]) -> None:
         pipeline = self._client.pipeline(transaction=False)
+        # Every batch, not only at the start: a stream that was wiped half way is a new one without an end.
+        lifetimes: dict[str, int] = {}
         for entry in entries:
             key = stream_key(entry.task_id)
             pipeline.xadd(
                 key, encode_event(entry.name, entry.data), id=entry.event_id, maxlen=MAX_EVENTS, approximate=True
             )
-            if entry.name in {EventName.STARTED, EventName.FINISHED}:
-                pipeline.expire(key, self._keep_seconds if entry.name is EventName.FINISHED else 86_400)
+            lifetimes[key] = self._keep_seconds if entry.name is EventName.FINISHED else _RUNNING_SECONDS
+        for key, seconds in lifetimes.items():
+            pipeline.expire(key, seconds)
         try:
             replies = pipeline.execute(raise_on_error=False)
         except (RedisError, OSError) as exc:

@@ -15,7 +15,7 @@ from celery.worker.control import control_command
 from kombu.entity import Queue
 
 from bitinglip.celery_app import app, find_config, queue_name
-from bitinglip.errors import BitingLipError
+from bitinglip.errors import BitingLipError, ConfigurationError
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.settings import ServerSettings, TaskSettings, WorkerSettings, load_settings
 from bitinglip.store.database import Database
@@ -57,7 +57,11 @@ def find_spec() -> WorkerSpec:
     pools = read_pools(find_pools_file())
     pool_name = os.environ.get(POOL_VARIABLE) or next(iter(pools))
     specs = plan_workers(pool_name, pools, find_gpus())
-    return specs[int(os.environ.get(NUMBER_VARIABLE, "0"))]
+    number = os.environ.get(NUMBER_VARIABLE, "0")
+    if number not in map(str, range(len(specs))):
+        counted = f"pool {pool_name!r} has {len(specs)} worker{'s' if len(specs) > 1 else ''} here, counted from 0"
+        raise ConfigurationError(f"{NUMBER_VARIABLE} is {number!r}; {counted}")
+    return specs[int(number)]
 
 
 @signals.celeryd_init.connect

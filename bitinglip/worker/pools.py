@@ -124,6 +124,9 @@ def plan_workers(pool_name: str, pools: dict[str, Pool], gpus: Sequence[Gpu]) ->
     by_index = {gpu.index: gpu for gpu in gpus}
     if pool.gpus == "all":
         chosen = list(gpus)[: len(gpus) - len(gpus) % pool.gpus_per_worker]
+        if gpus and not chosen:
+            found = f"needs {pool.gpus_per_worker} GPUs for a worker, this machine has {len(gpus)}"
+            raise ConfigurationError(f"pool {pool_name!r} {found}; lower gpus_per_worker, or gpus = [] for the CPU")
     else:
         for index in pool.gpus:
             if index not in by_index:

@@ -8,7 +8,7 @@ from bitinglip.engine.base import EngineConfig
 from bitinglip.engine.text.admission import KvBudget
 from bitinglip.engine.text.engine import TextEngine
 from bitinglip.engine.text.loading import LoadedModel
-from bitinglip.engine.text.prefill import Pace
+from bitinglip.engine.text.prefill import Pace, take_group
 from bitinglip.errors import ConfigurationError
 
 Drive = Callable[..., Driver]
@@ -136,6 +136,27 @@ def test_a_short_prompt_overtakes_a_long_one_that_is_being_read(drive: Drive, mo
     driver.step(4)
     assert "short" in done(driver)
     assert "long" not in done(driver)
+
+
+def test_prompts_of_like_length_are_read_together(drive: Drive) -> None:
+    driver = drive()
+    for name, length in (("a", 10), ("b", 40), ("c", 12), ("d", 11), ("e", 9)):
+        driver.add(name, "x" * length)
+    driver.engine._intake.check_some()
+    rows = list(driver.engine._intake.waiting)
+
+    def names(chunk: int, *, pads: bool = True) -> list[str]:
+        return [row.id for row in take_group(rows, chunk, pads=pads)]
+
+    assert names(48) == ["a", "d", "e", "c"]
+    assert names(30) == ["a", "d"]
+    assert names(21) == ["a"]
+    assert names(5) == ["a"]
+    assert names(300, pads=False) == ["a"]
+    rows[3].alone = True
+    assert names(48) == ["a", "e", "c"]
+    rows[0].alone = True
+    assert names(48) == ["a"]
 
 
 def test_a_chunk_may_cost_less_than_two_steps_of_the_rows_it_holds_up() -> None:

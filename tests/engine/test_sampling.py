@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,6 +166,12 @@ def test_a_schema_gives_a_document_of_it(drive: Drive) -> None:
         assert result["finish_reason"] == "stop"
         assert result["text"] == json.dumps(document, separators=(",", ":")) or " " in result["text"]
     assert driver.made("free") == driver.expect("hello")
+
+
+def test_a_document_is_complete_without_an_end_token(drive: Drive) -> None:
+    driver = drive()
+    driver.engine._loaded = replace(driver.engine._loaded, end_ids=frozenset())
+    assert driver.ask("hello", json_schema={"enum": ["word"]}) == {"text": '"word"', "finish_reason": "stop"}
 
 
 def test_a_document_cut_by_max_tokens_says_so(drive: Drive) -> None:
