@@ -189,8 +189,8 @@ def make_model(dtype: torch.dtype) -> Any:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Reads one token a byte, and can write every token of the vocabulary."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    """Reads one token a byte; each of its tokens is whole text, so that the first one shows as soon as it is made."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)] + ["\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"]
     words = ("".join(word) for word in product(string.ascii_letters, repeat=3))
     names = [*letters, *(next(words) for _ in range(VOCABULARY - len(letters)))]
     tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))

@@ -15,7 +15,7 @@ def run_migrations() -> None:
     engine = context.config.attributes.get("engine")
     if engine is None:
         engine = Database(load_settings(ServerSettings).find_urls().database_url).engine
-    with engine.connect() as connection:
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
         context.configure(connection=connection, target_metadata=metadata, compare_server_default=False)

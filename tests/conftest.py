@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
+from celery import Celery
 from sqlalchemy import text
 
 from bitinglip import settings
+from bitinglip.celery_app import Loader
 from bitinglip.client import Client
 from bitinglip.embedded import EmbeddedServers, ServerUrls, remove_data
 from bitinglip.store.database import Database
@@ -24,6 +27,12 @@ REPOSITORY = Path(__file__).parent.parent
 TEMPLATE = "bitinglip_template"
 
 T = TypeVar("T")
+
+# A busy machine is no bug.
+hypothesis.settings.register_profile(
+    "no-deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("no-deadline")
 
 
 def eventually(look: Callable[[], T], *, within: float = 10.0) -> T:
@@ -200,6 +209,11 @@ def wait_for_workers(database: Database, count: int) -> None:
             return (connection.scalar(text(sql)) or 0) >= count
 
     eventually(alive, within=20)
+
+
+def make_celery_app() -> Celery:
+    """An application like the project's, with the configuration of the test's environment."""
+    return Celery("bitinglip", loader=Loader, set_as_current=False)
 
 
 def forget_settings() -> None:

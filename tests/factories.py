@@ -73,7 +73,9 @@ def make_running(database: Database, worker: uuid.UUID, request: TaskRequest | N
     return doorbell
 
 
-def finish(database: Database, worker: uuid.UUID, doorbell: Doorbell, outcome: str = "completed", **ending: Any) -> bool:
+def finish(
+    database: Database, worker: uuid.UUID, doorbell: Doorbell, outcome: str = "completed", **ending: Any
+) -> bool:
     """Record how an attempt ended; whether it was."""
     return bool(finish_attempts(database, [Ending(doorbell.task_id, doorbell.attempt, outcome, **ending)], worker)[0])
 

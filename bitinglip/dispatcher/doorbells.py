@@ -12,6 +12,8 @@ from bitinglip.celery_app import DOORBELL_VERSION, queue_name, task_name
 from bitinglip.dispatcher.plan import Assignment
 from bitinglip.errors import RedisUnreachableError
 
+_ONE_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
 _ORIGIN = f"dispatcher-{os.getpid()}@{socket.gethostname()}"
 
 
@@ -24,6 +26,8 @@ class DoorbellRinger:
 
     def __init__(self, app: Celery) -> None:
         self._connection = app.connection_for_write()
+        # One try: kombu's own patience stopped all planning for 6 s a round while the broker was away.
+        self._connection.transport_options = {**self._connection.transport_options, **_ONE_TRY}
         self._producer = self._connection.Producer(auto_declare=False)
 
     def ring(self, assignments: Sequence[Assignment]) -> None:

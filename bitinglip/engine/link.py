@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -84,8 +85,9 @@ class EngineLink:
     def close(self) -> None:
         """End the process. Requests in it fail as `engine_died`."""
         self._closing = True
-        # Not close(): that would not wake the thread that reads.
-        self._socket.shutdown(socket.SHUT_RDWR)
+        # Not close(): that would not wake the thread that reads. An error: it has seen the end already.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -103,22 +105,29 @@ class EngineLink:
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         options = json.dumps({**self._options, "fd": theirs.fileno()})
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "bitinglip.engine.host", options],
-            pass_fds=[theirs.fileno()],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "bitinglip.engine.host", options],
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._socket = ours
         self._connection: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
         self._reader = threading.Thread(target=self._watch, name="engine-reader", daemon=True)
         self._reader.start()
         if self._preload:
-            wire.send(self._connection, list(self._preload))
+            # A process that is dead already is buried by its reader.
+            with suppress(OSError):
+                wire.send(self._connection, list(self._preload))
 
     def _watch(self) -> None:
         """Deliver events until the process ends, then fail what it held and start another."""
@@ -133,13 +142,19 @@ class EngineLink:
             pass
         status = self._process.wait()
         ears.join(timeout=1)
-        self._bury(EngineDiedError(status, "".join(last_words).strip()[-2000:]))
+        with self._mutex:
+            self._connection.close()
+            self._socket.close()
+        error = EngineDiedError(status, "".join(last_words).strip()[-2000:])
+        while not self._bury(error):
+            pass
 
     def _relay_stderr(self, last_words: deque[str]) -> None:
         assert self._process.stderr is not None  # noqa: S101 - a pipe was asked for
-        for line in self._process.stderr:
-            last_words.append(line)
-            sys.stderr.write(line)
+        with self._process.stderr as lines:
+            for line in lines:
+                last_words.append(line)
+                sys.stderr.write(line)
 
     def _deliver(self, message: wire.Message) -> None:
         if isinstance(message, wire.Holding):
@@ -154,7 +169,8 @@ class EngineLink:
         if listener is not None:
             listener(message)
 
-    def _bury(self, error: EngineDiedError) -> None:
+    def _bury(self, error: EngineDiedError) -> bool:
+        """Fail every request and start another process; False if none could be started."""
         self.holding = wire.Holding()
         if not self._closing:
             log.warning("engine_died", exit_status=error.exit_status, tasks=len(self._listeners))
@@ -163,7 +179,15 @@ class EngineLink:
             self._deaths += 1
         with self._mutex:
             orphans, self._listeners = self._listeners, {}
-            if not self._closing:
-                self._spawn()
+            is_served = self._closing or self._try_to_spawn()
         for request_id, listener in orphans.items():
             listener(Failed(request_id, error.code, str(error), retryable=True))
+        return is_served
+
+    def _try_to_spawn(self) -> bool:
+        try:
+            self._spawn()
+        except OSError as exc:
+            log.error("engine_not_started", reason=str(exc))
+            return False
+        return True

@@ -50,10 +50,11 @@ class Database:
             max_overflow=0,
             pool_timeout=30,
             pool_use_lifo=True,
-            pool_pre_ping=False,
+            # Every transaction is begun by hand: changing a connection from one mode to the other and back would cost
+            # the lone statements of the hot path a round trip.
+            isolation_level="AUTOCOMMIT",
             connect_args={"connect_timeout": 5, "application_name": name, "options": "-c timezone=UTC"},
         )
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @property
     def address(self) -> str:
@@ -71,10 +72,15 @@ class Database:
         Raises:
             DatabaseUnreachableError: If PostgreSQL is not there or went away.
         """
-        with self._translate_errors(), self.engine.begin() as connection:
-            if not durable:
-                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-            yield connection
+        with self._translate_errors(), self.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit = off")
+            try:
+                yield connection
+            except BaseException:
+                if not connection.invalidated:
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
 
     @contextmanager
     def statement(self) -> Iterator[Connection]:
@@ -83,7 +89,7 @@ class Database:
         Raises:
             DatabaseUnreachableError: If PostgreSQL is not there or went away.
         """
-        with self._translate_errors(), self._autocommit.connect() as connection:
+        with self._translate_errors(), self.engine.connect() as connection:
             yield connection
 
     def check_schema(self) -> None:

@@ -8,7 +8,7 @@ or session mode that LISTEN needs anyway is fine.
 import re
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, text
+from sqlalchemy import Connection, CursorResult
 
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
 
@@ -25,12 +25,12 @@ class Statement:
     def __init__(self, name: str, sql: str, **types: str) -> None:
         numbers = {parameter: f"${number}" for number, parameter in enumerate(types, start=1)}
         body = _PARAMETER.sub(lambda match: numbers[match[1]], sql)
-        arguments = ", ".join(f"CAST(:{parameter} AS {kind})" for parameter, kind in types.items())
+        arguments = ", ".join(f"CAST(%({parameter})s AS {kind})" for parameter, kind in types.items())
         self._name = name
         self._prepare = (
             f"PREPARE {name} ({', '.join(types.values())}) AS {body}" if types else f"PREPARE {name} AS {body}"
         )
-        self._execute = text(f"EXECUTE {name} ({arguments})" if types else f"EXECUTE {name}")
+        self._execute = f"EXECUTE {name} ({arguments})" if types else f"EXECUTE {name}"
 
     def execute(self, connection: Connection, **values: Any) -> CursorResult[Any]:
         """Run it with these values."""
@@ -38,4 +38,4 @@ class Statement:
         if self._name not in prepared:
             connection.exec_driver_sql(self._prepare)
             prepared.add(self._name)
-        return connection.execute(self._execute, values)
+        return connection.exec_driver_sql(self._execute, values or None)

@@ -45,11 +45,11 @@ WITH input AS MATERIALIZED (
 ), woken_queues AS (
     INSERT INTO agent_queues AS q (type, agent_id, priority)
     SELECT DISTINCT type, agent_id, priority FROM input
-    WHERE NOT EXISTS (
-        SELECT FROM agent_queues AS known
+    WHERE coalesce((
+        -- Not a join: that would read every queue, because the planner expects a hundred tasks.
+        SELECT NOT known.has_ready FROM agent_queues AS known
         WHERE (known.type, known.agent_id, known.priority) = (input.type, input.agent_id, input.priority)
-        AND known.has_ready
-    )
+    ), true)
     ORDER BY type, agent_id, priority
     ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
     RETURNING 1

@@ -142,7 +142,7 @@ def test_without_redis_a_stream_is_read_from_the_record(attempt: Attempt, urls: 
 def test_a_result_is_waited_for_no_longer_than_asked(attempt: Attempt) -> None:
     began = time.monotonic()
 
-    with pytest.raises(ResultTimeoutError, match="has not ended within 0.3 s; it goes on"):
+    with pytest.raises(ResultTimeoutError, match=r"has not ended within 0.3 s; it goes on"):
         attempt.handle.result(timeout=0.3)
 
     assert time.monotonic() - began < 3
@@ -166,7 +166,9 @@ def test_a_task_that_nobody_knows_is_not_found(client: Client) -> None:
 def test_many_tasks_are_submitted_in_order(client: Client, database: Database) -> None:
     handles = client.submit_many(make_request("echo", {"text": str(n)}) for n in range(2_500))
 
-    assert [handle.id for handle in handles] == [task for (task,) in execute(database, "SELECT id FROM tasks ORDER BY seq")]
+    assert [handle.id for handle in handles] == [
+        task for (task,) in execute(database, "SELECT id FROM tasks ORDER BY seq")
+    ]
     assert client.submit_many([]) == []
 
 

@@ -135,9 +135,7 @@ def test_an_agent_of_twice_the_weight_is_served_twice_as_often() -> None:
 
 
 def test_an_agent_that_was_idle_does_not_catch_up() -> None:
-    plan = plan_pool(
-        [make_lane("busy", 20, time=1_000), make_lane("idle", 20, time=3)], [make_room(10)], clock=1_000
-    )
+    plan = plan_pool([make_lane("busy", 20, time=1_000), make_lane("idle", 20, time=3)], [make_room(10)], clock=1_000)
 
     assert Counter(agents_of(plan)) == {"busy": 5, "idle": 5}
 

@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from sqlalchemy import text
 
@@ -49,7 +50,7 @@ def test_agents_take_turns_across_rounds(database: Database) -> None:
         execute(database, "UPDATE tasks SET worker_id = NULL, queue_state = 'blocked' WHERE worker_id = :w", w=worker)
 
     assert Counter(served) == {"first": 10, "second": 10}
-    assert all(first != second for first, second in zip(served, served[1:], strict=False))
+    assert all(first != second for first, second in pairwise(served))
 
 
 def test_a_weight_counts_across_rounds(database: Database) -> None:

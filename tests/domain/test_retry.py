@@ -20,11 +20,9 @@ def test_the_delay_doubles_and_loses_a_quarter_at_most(failures: int, base: floa
 
 
 @given(st.integers(1, 11), st.booleans(), BASES)
-def test_a_task_gets_all_its_attempts_and_no_more(max_attempts: int, retryable: bool, base: float) -> None:  # noqa: FBT001
+def test_a_task_gets_all_its_attempts_and_no_more(max_attempts: int, retryable: bool, base: float) -> None:
     failures = 0
-    while decide_retry(
-        failures=failures, max_attempts=max_attempts, retryable=retryable, base_seconds=base
-    ).delay:
+    while decide_retry(failures=failures, max_attempts=max_attempts, retryable=retryable, base_seconds=base).delay:
         failures += 1
 
     assert failures + 1 == (max_attempts if retryable else 1)

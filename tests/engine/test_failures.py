@@ -28,7 +28,7 @@ def test_running_out_of_memory_again_and_again_changes_no_text(
     source = random.Random(seed)
     fail_forwards(driver, monkeypatch, lambda number, rows: out_of_memory(number) if source.random() < 0.08 else None)
     monkeypatch.setattr(driver.engine._pace, "chunk", lambda **_: 24)
-    prompts = {f"r{number}": "x" * source.randint(1, 60) + str(number) for number in range(8)}
+    prompts = {f"r{number}": "x" * source.randint(1, 90) + str(number) for number in range(8)}
     for name, prompt in prompts.items():
         driver.add(name, prompt, logprobs=0)
         driver.step(source.randint(0, 3))

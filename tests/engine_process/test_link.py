@@ -98,7 +98,7 @@ def test_a_request_is_cancelled_at_the_next_step(link: EngineLink, requests: Req
     ("fail", "code", "retryable"),
     [("error", "echo_error", False), ("retryable", "echo_retryable", True), ("out_of_memory", "out_of_memory", True)],
 )
-def test_a_request_fails_as_told_and_alone(requests: Requests, fail: str, code: str, retryable: bool) -> None:  # noqa: FBT001
+def test_a_request_fails_as_told_and_alone(requests: Requests, fail: str, code: str, retryable: bool) -> None:
     requests.start("bad:1", fail=fail)
     requests.start("good:1", text="fine", seconds=0.1)
     requests.wait(2)

@@ -168,7 +168,9 @@ def test_text_that_postgresql_cannot_store_harms_no_neighbour(database: Database
     odd, neighbour = make_running(database, worker), make_running(database, worker)
     results: list[dict[str, Any]] = [{"text": text, "parts": [{text: text}]}, {"text": "fine"}]
 
-    endings = [Ending(bell.task_id, 1, "completed", result=r) for bell, r in zip((odd, neighbour), results, strict=True)]
+    endings = [
+        Ending(bell.task_id, 1, "completed", result=r) for bell, r in zip((odd, neighbour), results, strict=True)
+    ]
     finish_attempts(database, endings, worker)
 
     assert read(database, odd).result == {"text": stored, "parts": [{stored: stored}]}

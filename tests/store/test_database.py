@@ -24,7 +24,9 @@ def test_a_wrong_password_is_named_without_being_shown(urls: ServerUrls) -> None
 
 
 def test_a_server_that_is_not_there_is_named(urls: ServerUrls) -> None:
-    with pytest.raises(DatabaseUnreachableError, match="127.0.0.1:1/nowhere cannot be used.*check BITINGLIP_DATABASE_URL"):
+    with pytest.raises(
+        DatabaseUnreachableError, match=r"127.0.0.1:1/nowhere cannot be used.*check BITINGLIP_DATABASE_URL"
+    ):
         Client("postgresql://u:p@127.0.0.1:1/nowhere", urls.redis_url)
 
 

@@ -24,7 +24,7 @@ FILL = (
     INSERT INTO tasks (id, type, status, queue_state, priority, agent_id, channel_id, model, max_attempts, worker_id,
                        error_code, created_at, not_before, finished_at, reserved_at)
     SELECT gen_random_uuid(), 'echo', s.status, s.queue_state,
-           CASE WHEN n % 5000 = 7 THEN 'critical' WHEN n % 3 = 0 THEN 'high' ELSE 'medium' END::task_priority,
+           (CASE WHEN n % 5000 = 7 THEN 'critical' WHEN n % 3 = 0 THEN 'high' ELSE 'medium' END)::task_priority,
            CASE WHEN n % 4000 = 11 THEN 'rare' ELSE 'agent-' || n % 20 END,
            CASE WHEN n % 3 > 0 THEN (10::numeric ^ 17 + n % 1000)::text END, 'demo', 4,
            CASE WHEN s.queue_state = 'reserved' OR s.status = 'in_progress' THEN CAST(:worker AS uuid) END,
@@ -35,7 +35,8 @@ FILL = (
         SELECT (CASE WHEN n % 4000 = 1 THEN 'failed' WHEN n % 4000 = 2 THEN 'in_progress'
                      WHEN n % 4000 = 3 OR n % 2 = 0 THEN 'pending' ELSE 'completed' END)::task_status AS status,
                (CASE WHEN n % 4000 IN (1, 2) THEN NULL WHEN n % 4000 = 3 THEN 'reserved'
-                     WHEN n % 4000 = 4 THEN 'scheduled' WHEN n % 2 = 0 THEN 'ready' END)::task_queue_state AS queue_state
+                     WHEN n % 4000 = 4 THEN 'scheduled'
+                     WHEN n % 2 = 0 THEN 'ready' END)::task_queue_state AS queue_state
     ) AS s
     """,
     """

@@ -96,7 +96,7 @@ def test_a_client_refuses_another_schema_and_says_what_to_run(
 def test_a_client_refuses_a_database_without_a_schema(urls: ServerUrls, database: Database, sql: str) -> None:
     execute(database, sql)
 
-    with pytest.raises(SchemaVersionError, match="revision none.*bitinglip db upgrade"):
+    with pytest.raises(SchemaVersionError, match=r"revision none.*bitinglip db upgrade"):
         Client(urls.database_url, urls.redis_url)
 
 

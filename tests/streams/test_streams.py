@@ -150,7 +150,9 @@ def test_without_redis_a_writer_drops_events_and_never_waits() -> None:
 def test_without_redis_a_reader_is_told_so_without_the_password() -> None:
     client = connect("redis://:hunter2@127.0.0.1:1/0")
 
-    with pytest.raises(RedisUnreachableError, match=r"Redis at 127.0.0.1:1/0 cannot be used.*check BITINGLIP_REDIS_URL") as e:
+    with pytest.raises(
+        RedisUnreachableError, match=r"Redis at 127.0.0.1:1/0 cannot be used.*check BITINGLIP_REDIS_URL"
+    ) as e:
         read_events(client, uuid.uuid4())
 
     assert "hunter2" not in str(e.value)

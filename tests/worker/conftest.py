@@ -11,7 +11,7 @@ from celery import Celery
 from bitinglip.client import Client
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
-from tests.conftest import System, eventually, own_processes, own_urls, wait_for_workers
+from tests.conftest import System, eventually, make_celery_app, own_processes, own_urls, wait_for_workers
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,6 @@ def celery_events(running: System) -> Iterator[CeleryEvents]:
 @pytest.fixture(scope="module")
 def celery_app(running: System) -> Iterator[Celery]:
     """The project's application as another process would use it."""
-    from bitinglip.celery_app import make_app
-
-    made = make_app()
+    made = make_celery_app()
     yield made
     made.close()
-
-

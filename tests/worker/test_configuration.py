@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.celery_app import find_config, make_app
+from bitinglip.celery_app import find_config
 from bitinglip.errors import ConfigurationError
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.worker.celery import find_spec
-from tests.conftest import REPOSITORY, System, eventually, forget_settings, wait_for_workers
+from tests.conftest import REPOSITORY, System, eventually, forget_settings, make_celery_app, wait_for_workers
 from tests.factories import execute
 
 ECHO = '[pools.default]\nkinds = ["echo"]\ngpus = []\nslots = 2\n'
@@ -42,7 +42,7 @@ def test_the_configuration_of_the_environment_is_the_applications(
     config.write_text("worker_proc_alive_timeout = 33\nbroker_url = 'redis://elsewhere'\n")
     monkeypatch.setenv("BITINGLIP_CELERY_CONFIG", str(config))
 
-    app = make_app()
+    app = make_celery_app()
 
     assert app.conf.worker_proc_alive_timeout == 33
     assert app.conf.broker_url == urls.redis_url
@@ -56,7 +56,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, monkeypatch:
 
 
 def test_the_shipped_configuration_keeps_the_decisions(urls: ServerUrls) -> None:
-    conf = make_app().conf
+    conf = make_celery_app().conf
 
     assert conf.worker_pool == "threads"
     assert conf.task_acks_late

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import pytest
 from celery import Celery
 
-from bitinglip.celery_app import make_app, queue_name
+from bitinglip.celery_app import queue_name
 from bitinglip.client import Client
 from bitinglip.domain.task import Status
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
-from tests.conftest import System, eventually, flush_redis, wait_for_workers
+from tests.conftest import System, eventually, flush_redis, make_celery_app, wait_for_workers
 from tests.factories import execute, read_outcomes
 
 
 @pytest.fixture
 def app(urls: ServerUrls) -> Iterator[Celery]:
-    made = make_app()
+    made = make_celery_app()
     yield made
     made.close()
 
@@ -75,9 +75,9 @@ def test_tasks_that_wait_survive_an_emptied_redis(system: System, client: Client
 
     for number, handle in enumerate(handles):
         assert handle.result(timeout=40) == {"text": str(number)}
-    assert {(attempt, outcome) for (attempt, outcome) in execute(database, "SELECT attempt, outcome FROM attempts")} == {
-        (1, "completed")
-    }
+    assert {
+        (attempt, outcome) for (attempt, outcome) in execute(database, "SELECT attempt, outcome FROM attempts")
+    } == {(1, "completed")}
 
 
 def test_a_task_whose_doorbell_was_lost_is_run_by_the_heartbeat(

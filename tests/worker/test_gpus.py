@@ -44,7 +44,7 @@ def make_pool(**fields: object) -> dict[str, Pool]:
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_the_driver_names_every_gpu(monkeypatch: pytest.MonkeyPatch, as_bytes: bool) -> None:  # noqa: FBT001
+def test_the_driver_names_every_gpu(monkeypatch: pytest.MonkeyPatch, as_bytes: bool) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", make_driver(2, as_bytes=as_bytes))
 
     assert find_gpus() == make_gpus(2)

@@ -21,7 +21,7 @@ from bitinglip.engine.text.forward import CausalModel, measure_traits
 from bitinglip.engine.text.intake import Intake
 from bitinglip.engine.text.loading import LoadedModel
 from bitinglip.engine.text.memory import count_bytes, count_weights, free_memory, is_out_of_memory, plan_kv_bytes
-from bitinglip.engine.text.prefill import Pace, Prefill, take_group
+from bitinglip.engine.text.prefill import WHOLE_TOKENS, Pace, Prefill, take_group
 from bitinglip.engine.text.request import RequestReader
 from bitinglip.engine.text.row import Row
 from bitinglip.engine.text.sampling import Sampler, make_choice
@@ -139,7 +139,8 @@ class TextEngine:
             if live and (exclusive or not self._fits([*live, row])):
                 return
             live.append(waiting.popleft())
-            if self._traits.chunks and len(row.context) > self._pace.chunk(decoding=len(self._rows)):
+            whole = max(WHOLE_TOKENS, self._pace.chunk(decoding=len(self._rows)))
+            if self._traits.chunks and len(row.context) > whole:
                 self._long.append(Prefill([row], self._model.make_cache()))
             else:
                 self._unread.append(row)

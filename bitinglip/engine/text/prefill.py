@@ -15,6 +15,8 @@ from bitinglip.engine.text.forward import CausalModel
 from bitinglip.engine.text.row import Row
 
 MIN_CHUNK = 16
+# A prompt this short is read whole: each chunk costs at least a pass over the weights, and its reader waits.
+WHOLE_TOKENS = 64
 STEPS_PER_CHUNK = 1.75
 IDLE_CHUNK_SECONDS = 0.25
 FORGET = 1.01
