@@ -121,8 +121,9 @@ def _celery_result(task: Task) -> Any:
 
 
 def _register(kind: str) -> CeleryTask:
-    task_class = type(f"{kind.title()}Task", (GenerationTask,), {"name": task_name(kind), "kind": kind})
-    return app.register_task(task_class())
+    # Lazy, where register_task would read the configuration: importing this needs no running system.
+    task = app.task(name=task_name(kind), base=GenerationTask, bind=True, shared=False, kind=kind)
+    return task(GenerationTask.run)
 
 
 _registered = {kind: _register(kind) for kind in find_kinds()}

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from bitinglip.domain.catalogue import find_kinds, get_kind
+from bitinglip.settings import ServerUrls
 
 
 def test_the_kinds_of_this_package_are_installed() -> None:
@@ -17,7 +18,7 @@ def test_a_kind_names_its_engine_without_importing_it() -> None:
     assert get_kind("echo").import_engine().__module__ == "bitinglip.engine.fake"
 
 
-def test_another_package_adds_a_kind_by_one_line(tmp_path: Path) -> None:
+def test_another_package_adds_a_kind_by_one_line(tmp_path: Path, urls: ServerUrls) -> None:
     (tmp_path / "shouting.py").write_text(
         "from bitinglip.domain.catalogue import Kind\n"
         "from bitinglip.domain.payloads import Payload\n"

@@ -1,0 +1,20 @@
+"""Submit tasks and get what they made, from Python, sync and async.
+
+    with Client() as client:
+        handle = client.submit("text", model="demo", prompt="What is the capital of Peru?", agent="my-bot")
+        print(handle.result(timeout=60)["text"])
+
+A client needs PostgreSQL to submit, and nothing else: with Redis away the task is recorded and runs all the same, and
+`stream` and `result` read the record in place of the events.
+
+    sync      Client: submit, read
+    handle    Handle: one task: its status, its result, its events
+    follow    a task's events to their end, from Redis and, where Redis lacks them, from the record
+    aio       the same for asyncio
+"""
+
+from bitinglip.client.aio import AsyncClient, AsyncHandle
+from bitinglip.client.handle import Handle
+from bitinglip.client.sync import Client
+
+__all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]

@@ -1,0 +1,102 @@
+"""A handle on one task: its status, its result, its events."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from bitinglip.client.follow import POLL_SECONDS, follow_events
+from bitinglip.domain.task import Status, Task
+from bitinglip.errors import RedisUnreachableError, ResultTimeoutError, TaskEndedError
+from bitinglip.lifecycle.cancel import cancel
+from bitinglip.streams.events import Event, EventName
+from bitinglip.streams.reader import read_events
+
+if TYPE_CHECKING:
+    from bitinglip.client.sync import Client
+
+
+class Handle:
+    """One task, wherever it is."""
+
+    def __init__(self, client: "Client", task_id: uuid.UUID) -> None:
+        self._client = client
+        self.id = task_id
+
+    def __repr__(self) -> str:
+        return f"Handle({str(self.id)!r})"
+
+    @property
+    def status(self) -> Status:
+        """Where the task stands now."""
+        return self.task().status
+
+    def task(self) -> Task:
+        """The record as it is now."""
+        return self._client.get(self.id)
+
+    def cancel(self) -> bool:
+        """Cancel the task; True if it is or will be, False if it had ended before."""
+        return self.id in cancel(self._client.database, [self.id])
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the end and return what the task made.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Raises:
+            ResultTimeoutError: If it has not ended in time. It goes on.
+            TaskEndedError: If it failed or was cancelled.
+        """
+        task = self.wait(timeout)
+        if task.status is Status.COMPLETED:
+            return task.result or {}
+        error = task.error
+        raise TaskEndedError(
+            task.id, task.status, error.code if error else task.status, error.message if error else "cancelled"
+        )
+
+    def wait(self, timeout: float | None = None) -> Task:
+        """Wait for the end and return the record.
+
+        Raises:
+            ResultTimeoutError: If it has not ended within `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        after = "0-0"
+        while True:
+            task = self.task()
+            if task.status.is_final:
+                return task
+            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
+            if left <= 0:
+                raise ResultTimeoutError(self.id, timeout or 0.0)
+            after = self._await_news(after, left)
+
+    def stream(self, after: str | None = None) -> Iterator[Event]:
+        """The task's events as they come, to its end.
+
+        Ends with `finished`, whatever became of Redis: what the stream lacks is read from the record.
+
+        Args:
+            after: The id of the last event seen, to resume; None: from the beginning.
+        """
+        return follow_events(self.task, self._read, after)
+
+    def _read(self, after: str, wait_seconds: float) -> list[Event]:
+        try:
+            return list(read_events(self._client.redis, self.id, after=after, wait_seconds=wait_seconds))
+        except RedisUnreachableError:
+            time.sleep(wait_seconds)
+            return []
+
+    def _await_news(self, after: str, seconds: float) -> str:
+        """Wait for `finished` or for `seconds`; returns the id of the last event seen."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            for event in self._read(after, left):
+                after = event.id
+                if event.name is EventName.FINISHED:
+                    return after
+        return after
