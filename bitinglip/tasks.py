@@ -16,14 +16,12 @@ from celery.result import AsyncResult
 
 from bitinglip.celery_app import DOORBELL_VERSION, app, task_name
 from bitinglip.client import Client
-from bitinglip.domain.catalogue import find_kinds
+from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.domain.task import Status, Task
 from bitinglip.errors import TaskEndedError, TaskNotFoundError
 from bitinglip.lifecycle.run import Outcome
 from bitinglip.store.tasks import Doorbell
 from bitinglip.worker.celery import get_runtime, send_revoked_event
-
-_MAIN_FIELD = {"text": "prompt", "echo": "text"}
 
 
 class GenerationFailedError(Exception):
@@ -49,7 +47,7 @@ class GenerationTask(CeleryTask):
         """
         fields = dict(kwargs or {})
         if args:
-            fields[_MAIN_FIELD.get(self.kind, "prompt")] = args[0]
+            fields[get_kind(self.kind).payload.MAIN_FIELD] = args[0]
         handle = _get_client().submit(self.kind, **fields)
         return app.AsyncResult(str(handle.id), task_name=self.name)
 

@@ -6,7 +6,7 @@ need no model; what only the model knows (its context, its vocabulary) the engin
 
 import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -57,9 +57,15 @@ CleanJson = Annotated[dict[str, Any], AfterValidator(_check_json)]
 
 
 class Payload(BaseModel):
-    """What every payload shares: unknown fields are refused, and it has a title for people."""
+    """What every payload shares: unknown fields are refused, and it has a title for people.
+
+    Attributes:
+        MAIN_FIELD: The field that a lone argument stands for, as in `generate_text.delay("Hello")`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    MAIN_FIELD: ClassVar[str] = "prompt"
 
     def make_title(self) -> str:
         """A title of at most 200 characters for a task that was given none."""
@@ -128,6 +134,8 @@ class EchoPayload(Payload):
             `crash` ends the engine process as a fault in a driver would; `hang` never returns from its step.
         fail_attempts: Fail on that many first attempts only; None fails on each.
     """
+
+    MAIN_FIELD: ClassVar[str] = "text"
 
     text: CleanText = Field(default="", max_length=MAX_PROMPT_CHARS)
     seconds: float = Field(default=0.0, ge=0, le=3_600)

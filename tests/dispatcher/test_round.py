@@ -14,8 +14,9 @@ from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.rescue import sweep
 from bitinglip.settings import ServerUrls, TaskSettings
 from bitinglip.store.database import Database
-from bitinglip.store.queues import mark_emptied, recheck_emptied
+from bitinglip.store.queues import lock_dispatch, mark_emptied, recheck_emptied, reserve_tasks
 from bitinglip.store.tasks import insert_tasks
+from tests.conftest import eventually
 from tests.factories import dispatch, execute, finish, make_echo, make_running, make_worker, read, submit
 
 
@@ -126,6 +127,22 @@ def test_dispatchers_at_once_fill_every_slot_and_over_fill_none(urls: ServerUrls
     assert len(granted) == len(set(granted)) == DEPTH * (1 + 2 + 3 + 4)
     held = dict(execute(database, "SELECT worker_id, count(*) FROM tasks WHERE worker_id IS NOT NULL GROUP BY 1"))
     assert held == {worker: DEPTH * (n + 1) for n, worker in enumerate(workers)}
+
+
+def test_a_dispatcher_plans_only_after_another_has_committed(database: Database) -> None:
+    make_worker(database, slots=1)
+    first, *others = submit(database, *(make_echo() for _ in range(5)))
+    waiting = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as connection:
+            lock_dispatch(connection)
+            other = threads.submit(run_round, database)
+            eventually(lambda: connection.execute(waiting).all())
+            worker = connection.scalar(text("SELECT id FROM workers"))
+            assert reserve_tasks(connection, [(first, worker)])
+        granted = [item.head.task_id for item in other.result().reserved]
+
+    assert granted == others[: DEPTH - 1]
 
 
 def test_a_task_that_is_cancelled_while_it_is_planned_is_not_reserved(database: Database) -> None:

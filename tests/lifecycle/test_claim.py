@@ -42,6 +42,7 @@ def test_a_stale_doorbell_claims_nothing(database: Database) -> None:
     execute(database, "UPDATE tasks SET attempt = 2")
 
     assert claim_reserved(database, [doorbell], worker) == [None]
+    assert read(database, doorbell).status is Status.PENDING
     assert claim_reserved(database, [Doorbell(doorbell.task_id, 2)], worker) != [None]
 
 

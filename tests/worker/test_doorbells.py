@@ -47,6 +47,7 @@ def test_repeated_stale_and_malformed_doorbells_are_harmless(
     done = client.submit("echo", text="short")
     done.result(timeout=20)
     eventually(lambda: running.status is Status.IN_PROGRESS)
+    begun = running.task().started_at
 
     for _ in range(5):
         for task in (running, done):
@@ -58,6 +59,7 @@ def test_repeated_stale_and_malformed_doorbells_are_harmless(
     ring(app, database, ["nonsense"])
 
     assert running.result(timeout=20) == {"text": "long"}
+    assert running.task().started_at == begun
     for task in (running, done):
         assert count_started(client, task.id) == 1
         assert read_outcomes(database, task.id) == [(1, "completed")]
