@@ -85,7 +85,8 @@ def measure(urls: ServerUrls, client: Client, options: argparse.Namespace, folde
         bulks.append(measure_bulk(client, options.tasks))
         with running_system(urls, folder, options.slots):
             drains.append(measure_drain(client, options.tasks))
-            talk(f"round {number + 1}: {singles[-1]:,.0f} single/s, {bulks[-1]:,.0f} bulk/s, {drains[-1]:,.0f} drained/s")
+        figures = f"{singles[-1]:,.0f} single/s, {bulks[-1]:,.0f} bulk/s, {drains[-1]:,.0f} drained/s"
+        talk(f"round {number + 1}: {figures}")
         clear(client)
     with running_system(urls, folder, options.slots):
         waits = measure_starts(client, options.probes)
@@ -103,7 +104,8 @@ def measure_singles(urls: ServerUrls, clients: int, tasks: int) -> float:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(clients + 1)
     share = tasks // clients
-    processes = [context.Process(target=submit_singly, args=(urls, barrier, number, share)) for number in range(clients)]
+    arguments = [(urls, barrier, number, share) for number in range(clients)]
+    processes = [context.Process(target=submit_singly, args=each) for each in arguments]
     for process in processes:
         process.start()
     barrier.wait()
@@ -138,7 +140,8 @@ def measure_drain(client: Client, tasks: int) -> float:
     """Tasks a second, from the first claim to the last recorded end, by PostgreSQL's clock."""
     while count_open(client):
         time.sleep(0.2)
-    sql = "SELECT extract(epoch FROM max(finished_at) - min(started_at)), count(*) FROM tasks WHERE status = 'completed'"
+    span = "extract(epoch FROM max(finished_at) - min(started_at))"
+    sql = f"SELECT {span}, count(*) FROM tasks WHERE status = 'completed'"
     with client.database.transaction() as connection:
         seconds, completed = connection.execute(text(sql)).one()
     assert completed == tasks, f"{completed} of {tasks} tasks completed"

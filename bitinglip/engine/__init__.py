@@ -8,6 +8,7 @@
     wire      how commands and events cross the pipe: JSON frames
     host      the engine process: loads, steps, evicts
     link      the worker's end: starts, watches and restarts the process
+    folder    a model folder: what it is, and why it is refused
     fake      the `echo` kind: delays and failures on demand
     text/     continuous batching over any causal language model
 

@@ -47,13 +47,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """The request has left the engine's inbox and computes."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """A fraction of the work, 0 to 1."""
 
@@ -100,7 +93,7 @@ class Failed:
     usage: Usage = field(default_factory=Usage)
 
 
-EngineEvent = Started | Progress | Text | Finished | Failed
+EngineEvent = Progress | Text | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

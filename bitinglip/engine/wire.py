@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Started, Text, Usage
+from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Text, Usage
 
 JsonObject = dict[str, Any]
 
@@ -49,7 +49,7 @@ Command = Run | Cancel | Preload
 Message = EngineEvent | Holding
 
 _TYPES: dict[str, Any] = {
-    kind.__name__: kind for kind in (Run, Cancel, Preload, Holding, Started, Progress, Text, Finished, Failed)
+    kind.__name__: kind for kind in (Run, Cancel, Preload, Holding, Progress, Text, Finished, Failed)
 }
 
 

@@ -15,7 +15,7 @@ from typing import assert_never
 from bitinglip.domain.catalogue import get_kind
 from bitinglip.domain.retry import decide_retry
 from bitinglip.engine import wire
-from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Started, Text, Usage
+from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Text, Usage
 from bitinglip.engine.link import EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
 from bitinglip.registry.locate import locate_model
@@ -163,8 +163,6 @@ class TaskRunner:
                     events.publish(EventName.TEXT, text=text, token_ids=token_ids)
                 case Progress(_, fraction):
                     events.publish(EventName.PROGRESS, fraction=fraction)
-                case Started():
-                    pass
                 case _:
                     assert_never(event)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from bitinglip.engine.folder import ModelFolder, inspect_folder
 from bitinglip.errors import ModelNotFoundError
-from bitinglip.registry.folder import ModelFolder, inspect_folder
 
 BUNDLED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
 """Models that come with the package, by name."""

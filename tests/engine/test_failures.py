@@ -7,7 +7,7 @@ import torch
 from engine_driver import Driver, fail_forwards
 from tiny_models import make_model
 
-from bitinglip.engine.base import Failed, Started
+from bitinglip.engine.base import Failed
 from bitinglip.engine.text import layers
 from bitinglip.engine.text.admission import CALM_STEPS
 from bitinglip.errors import EngineBrokenError
@@ -37,7 +37,6 @@ def test_running_out_of_memory_again_and_again_changes_no_text(
     for name, prompt in prompts.items():
         assert driver.made(name) == plain.expect(prompt)
         assert driver.text(name) == driver.result(name)["text"]
-        assert sum(isinstance(event, Started) for event in driver.events[name]) == 1
 
 
 @pytest.mark.parametrize("architecture", ["mamba2", "granite_hybrid", "mistral_sliding"])

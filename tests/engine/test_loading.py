@@ -11,8 +11,8 @@ from tiny_models import SMALL, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from bitinglip.engine.base import EngineConfig, EngineRequest, Finished
+from bitinglip.engine.folder import inspect_folder
 from bitinglip.engine.text import load, loading
-from bitinglip.engine.text.folder import check_folder
 from bitinglip.engine.text.loading import load_model, plan_devices
 from bitinglip.errors import ConfigurationError, InvalidModelError
 
@@ -98,12 +98,12 @@ def spoil_everything(folder: Path) -> None:
     [
         (spoil_auto_map, "auto_map"),
         (spoil_tokenizer_code, "auto_map"),
-        (spoil_pickle, "pytorch_model.bin is pickled"),
-        (spoil_half, "should have"),
-        (spoil_header, "no safetensors file"),
+        (spoil_pickle, r"only pickled weights \(pytorch_model.bin\)"),
+        (spoil_half, "its header says"),
+        (spoil_header, "its header is longer than the file"),
         (spoil_shard, "model-00002-of-00002.safetensors is missing"),
         (spoil_weights, "weights are missing"),
-        (spoil_config, "no JSON"),
+        (spoil_config, "cannot be read"),
         (spoil_tokenizer, "tokenizer"),
         (spoil_everything, "config.json"),
     ],
@@ -117,8 +117,8 @@ def test_a_folder_that_cannot_be_trusted_is_refused_with_the_reason(
 
 
 def test_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelError, match="no such folder"):
-        check_folder(tmp_path / "nowhere")
+    with pytest.raises(InvalidModelError, match=r"no config\.json"):
+        inspect_folder(tmp_path / "nowhere")
     with pytest.raises(ConfigurationError, match="has no folder"):
         load_model(EngineConfig(model="tiny", folder=None))
 

@@ -8,7 +8,7 @@
     each step()  ──►  forward    one token for every row
                       sampling   greedy rows in one max; the others together (structured: JSON schemas)
                       row        detokenise, stop, usage ──► Text ... Finished
-    engine is the loop, loading and folder bring the model, memory counts bytes.
+    engine is the loop, loading brings the model, memory counts bytes.
 
 Decisions:
 

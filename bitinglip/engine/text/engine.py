@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest, Started
+from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest
 from bitinglip.engine.text.admission import KvBudget, RowLimit
 from bitinglip.engine.text.batch import RowBatch, columns_for
 from bitinglip.engine.text.forward import CausalModel, measure_traits
@@ -157,17 +157,14 @@ class TextEngine:
         if not self._long and not self._unread:
             return []
         job, limit = self._next_job()
-        events: list[EngineEvent] = [Started(row.id) for row in job.rows if not row.started]
-        for row in job.rows:
-            row.started = True
         try:
             self._shrink_for(job)
-            return events + self._read(job, limit)
+            return self._read(job, limit)
         except torch.AcceleratorError:
             raise
         except Exception as exc:
             failure = exc.with_traceback(None)
-        return events + self._blame_prefill(job.rows, failure)
+        return self._blame_prefill(job.rows, failure)
 
     def _next_job(self) -> tuple[Prefill, int | None]:
         decoding, unread = len(self._rows), len(self._unread)

@@ -19,7 +19,7 @@ from accelerate.utils import get_balanced_memory
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from bitinglip.engine.base import EngineConfig
-from bitinglip.engine.text.folder import check_folder
+from bitinglip.engine.folder import inspect_folder
 from bitinglip.errors import ConfigurationError, InvalidModelError
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +53,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         raise ConfigurationError(f"model {config.model!r} has no folder; a text engine needs one with safetensors")
     if config.dtype not in DTYPES:
         raise ConfigurationError(f"dtype {config.dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    check_folder(config.folder)
+    inspect_folder(config.folder)
     with _load_lock:
         tokenizer = _load_tokenizer(config.folder)
         model = _load_weights(config.folder, config)

@@ -21,7 +21,6 @@ class Row:
     Attributes:
         arrival: Its number in the order of arrival.
         made: Tokens made so far, by earlier attempts too.
-        started: Whether `Started` was sent.
         ended: Whether its last event has been made.
         alone: It was in a prefill that failed, and is read by itself.
         suspect: It was in a step that failed, and nothing else runs beside it until it has made a token.
@@ -34,7 +33,6 @@ class Row:
     end_ids: frozenset[int]
     arrival: int
     made: list[int] = field(init=False)
-    started: bool = False
     alone: bool = False
     suspect: bool = False
     starved: int = 0

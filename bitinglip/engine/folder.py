@@ -1,5 +1,8 @@
 """One model folder: what it is, and why it is refused. Reads headers only; needs no torch.
 
+Invariant: nothing runs that came with a model. Weights are safetensors, a folder with `auto_map` or pickled weights is
+refused, and a safetensors file is only believed if its header and its length agree.
+
 After the safetensors format: 8 bytes of little-endian header length, a JSON header with each tensor's dtype, shape and
 byte range, then the tensors (https://github.com/huggingface/safetensors#format).
 """
