@@ -54,7 +54,7 @@ WITH input AS MATERIALIZED (
     ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
     RETURNING 1
 )
-SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM woken_queues)
+SELECT pg_notify(:channel, '') WHERE (SELECT count(*) FROM woken_queues) > 0
 """,
     rows="jsonb",
     max_attempts="integer",
@@ -68,8 +68,8 @@ def insert_tasks(
 ) -> None:
     """Record tasks, ready to run, in the order given. One that is recorded already is left as it is.
 
-    So a submission whose reply was lost can be repeated. Agents and queues are made in one order by all, or two batches
-    for the same new agents would wait for each other.
+    So a submission whose reply was lost can be repeated. All make queues first and then agents, each by name, or two
+    batches for the same new agents would wait for each other; counting the queues makes all of them first.
 
     The dispatchers are notified only when a queue turns from empty to non-empty: a NOTIFY takes a lock that all
     notifying commits share. A queue that a dispatcher empties at this very moment is found by its next sweep.

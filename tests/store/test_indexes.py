@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -64,6 +65,10 @@ def full(servers: ServerUrls) -> Iterator[Database]:
         database.close()
 
 
+class UndoneError(Exception):
+    """Ends a transaction without keeping anything."""
+
+
 def explain(database: Database, ask: Callable[[Connection], Any]) -> list[dict[str, Any]]:
     """Every node of the plans of the statements that `ask` runs, measured; nothing it does is kept."""
     nodes: list[dict[str, Any]] = []
@@ -77,11 +82,11 @@ def explain(database: Database, ask: Callable[[Connection], Any]) -> list[dict[s
         cursor.execute("ROLLBACK TO before")
         nodes.extend(walk((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
 
-    with database.engine.connect() as connection:
+    with suppress(UndoneError), database.transaction() as connection:
         event.listen(connection, "before_cursor_execute", measure)
         ask(connection)
         event.remove(connection, "before_cursor_execute", measure)
-        connection.rollback()
+        raise UndoneError
     assert nodes
     return nodes
 

@@ -1,8 +1,6 @@
 """A submission is one statement: all of a batch or nothing, in order, from any number of threads at once."""
 
-import random
 import select
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from bitinglip.domain.task import Priority, QueueState, Status, make_request
@@ -17,6 +16,7 @@ from bitinglip.lifecycle.submit import BATCH
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import READY_CHANNEL
+from tests.conftest import eventually
 from tests.factories import dispatch, execute, make_echo, make_worker, read, submit
 
 
@@ -141,22 +141,36 @@ def test_many_threads_for_one_agent_lose_nothing(urls: ServerUrls, database: Dat
     assert count_deadlocks(database) == 0
 
 
-def test_batches_for_the_same_new_agents_in_any_order_do_not_deadlock(urls: ServerUrls, database: Database) -> None:
-    together = threading.Barrier(6, timeout=20)
+AGENTS = [f"agent-{n:02}" for n in range(40)]
+ADD_AGENTS = "INSERT INTO agents (id) SELECT unnest(CAST(:agents AS text[]))"
+ADD_QUEUES = "INSERT INTO agent_queues (type, agent_id, priority) SELECT 'echo', unnest(CAST(:agents AS text[])), 'low'"
 
-    def submit_shuffled(seed: int) -> None:
-        own = Database(urls.database_url, connections=1)
-        chooser = random.Random(seed)
-        for turn in range(6):
-            agents = [f"agent-{turn}-{n}" for n in range(800)]
-            requests = [make_echo(agent=agent) for agent in chooser.sample(agents, chooser.randint(50, 700))]
-            together.wait()
-            submit(own, *requests)
-        own.close()
 
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(submit_shuffled, range(6)))
+@pytest.mark.parametrize(
+    ("first", "held", "then", "wanted"),
+    [
+        (ADD_AGENTS, AGENTS[:1], ADD_AGENTS, AGENTS[1:]),
+        (ADD_QUEUES, AGENTS[:1], ADD_QUEUES, AGENTS[1:]),
+        (ADD_QUEUES, AGENTS[-1:], ADD_AGENTS, AGENTS),
+    ],
+    ids=["agents by name", "queues by name", "queues before agents"],
+)
+def test_batches_lock_agents_and_queues_in_one_order_and_so_never_each_other(
+    database: Database, first: str, held: list[str], then: str, wanted: list[str]
+) -> None:
+    waiting = text("SELECT 1 FROM pg_locks WHERE NOT granted")
+    requests = [make_echo(agent=agent, priority="low") for agent in reversed(AGENTS)]
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as connection:
+            connection.execute(text(first), {"agents": held})
+            batch = threads.submit(submit, database, *requests)
+            eventually(lambda: connection.execute(waiting).all())
+            # The batch waits for what is held, and so must not hold what comes later in the order.
+            connection.execute(text("SET LOCAL lock_timeout = '300ms'"))
+            connection.execute(text(then), {"agents": wanted})
+        batch.result()
 
+    assert execute(database, "SELECT count(*) FROM tasks") == [(40,)]
     assert count_deadlocks(database) == 0
 
 
