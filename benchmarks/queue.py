@@ -47,7 +47,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--tasks", type=int, default=5_000, help="tasks to drain (5,000)")
+    parser.add_argument("--tasks", type=int, default=10_000, help="tasks to drain (10,000)")
     parser.add_argument("--slots", type=int, default=64, help="the worker's slots (64)")
     parser.add_argument("--clients", type=int, default=16, help="processes that submit singly (16)")
     parser.add_argument("--singles", type=int, default=6_000, help="tasks that they submit together (6,000)")

@@ -21,8 +21,8 @@ from bitinglip.telemetry import get_logger
 
 SWEEP_SECONDS = 1.0
 
-ROUND_SECONDS = 0.01
-"""From the start of a round that reserved something to the next: a busy dispatcher plans many tasks at once."""
+FULL_SECONDS = 0.02
+"""After a round that left no worker room: each has a task at hand for every slot, so the next can gather what ends."""
 
 log = get_logger()
 
@@ -101,12 +101,12 @@ class Dispatcher:
                 if time.monotonic() >= next_sweep:
                     sweep(self._database, lease_seconds=self._lease_seconds)
                     next_sweep = time.monotonic() + SWEEP_SECONDS
-                began = time.monotonic()
                 result = self.dispatch_once()
+                if result.more:
+                    continue
                 if result.reserved:
-                    self._stop.wait(began + ROUND_SECONDS - time.monotonic())
-                if not result.more:
-                    self._listener.wait(max(0.0, next_sweep - time.monotonic()))
+                    self._stop.wait(FULL_SECONDS)
+                self._listener.wait(max(0.0, next_sweep - time.monotonic()))
             except DatabaseUnreachableError as exc:
                 log.warning("database_unreachable", reason=str(exc))
                 self._stop.wait(SWEEP_SECONDS)

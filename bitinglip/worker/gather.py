@@ -11,23 +11,24 @@ A = TypeVar("A")
 
 
 class _Cell(Generic[Q, A]):
-    __slots__ = ("answer", "done", "error", "question")
+    __slots__ = ("answer", "answered", "error", "question")
 
     def __init__(self, question: Q) -> None:
         self.question = question
-        self.done = False
+        self.answered = threading.Lock()
+        self.answered.acquire()
         self.answer: A
         self.error: Exception | None = None
 
 
 class Gatherer(Generic[Q, A]):
-    """Calls `answer_all` with everything that was asked while its last call ran.
+    """Calls `answer_all`, in a thread of its own, with everything that was asked since its last call.
 
-    No thread of its own, and no delay for a lone question: it is answered at once, by the thread that asks. Questions
-    that follow each other closely wait `linger_seconds` for company.
+    A lone question is answered at once; questions that follow each other closely wait for company.
 
     Args:
         answer_all: As many answers as questions, in their order. What it raises, every asker of that call gets.
+        name: Of the thread.
         linger_seconds: From the end of a call to the next at least.
         max_questions: In one call.
     """
@@ -36,35 +37,42 @@ class Gatherer(Generic[Q, A]):
         self,
         answer_all: Callable[[list[Q]], Sequence[A]],
         *,
+        name: str = "gatherer",
         linger_seconds: float = 0.0,
         max_questions: int = 500,
     ) -> None:
         self._answer_all = answer_all
         self._linger_seconds = linger_seconds
-        self._ended_at = -math.inf
         self._max_questions = max_questions
         self._waiting: list[_Cell[Q, A]] = []
-        self._mutex = threading.Lock()
-        self._turn = threading.Lock()
+        self._asked = threading.Condition()
+        threading.Thread(target=self._answer_forever, name=name, daemon=True).start()
 
     def ask(self, question: Q) -> A:
         """The answer to one question."""
         cell: _Cell[Q, A] = _Cell(question)
-        with self._mutex:
+        with self._asked:
             self._waiting.append(cell)
-        with self._turn:
-            while not cell.done:
-                pause = self._ended_at + self._linger_seconds - time.monotonic()
-                if pause > 0:
-                    time.sleep(pause)
-                with self._mutex:
-                    batch = self._waiting[: self._max_questions]
-                    del self._waiting[: self._max_questions]
-                self._answer(batch)
-                self._ended_at = time.monotonic()
+            if len(self._waiting) == 1:
+                self._asked.notify()
+        cell.answered.acquire()
         if cell.error is not None:
             raise cell.error
         return cell.answer
+
+    def _answer_forever(self) -> None:
+        ended_at = -math.inf
+        while True:
+            with self._asked:
+                while not self._waiting:
+                    self._asked.wait()
+            # Others join meanwhile.
+            time.sleep(max(0.0, ended_at + self._linger_seconds - time.monotonic()))
+            with self._asked:
+                batch = self._waiting[: self._max_questions]
+                del self._waiting[: self._max_questions]
+            self._answer(batch)
+            ended_at = time.monotonic()
 
     def _answer(self, batch: list[_Cell[Q, A]]) -> None:
         try:
@@ -75,4 +83,4 @@ class Gatherer(Generic[Q, A]):
             for cell in batch:
                 cell.error = exc
         for cell in batch:
-            cell.done = True
+            cell.answered.release()

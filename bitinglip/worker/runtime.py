@@ -78,10 +78,14 @@ class WorkerRuntime:
             preload=_plan_preload(spec),
         )
         claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
-            lambda doorbells: claim_reserved(self._database, doorbells, self._id), linger_seconds=GATHER_SECONDS
+            lambda doorbells: claim_reserved(self._database, doorbells, self._id),
+            name="claims",
+            linger_seconds=GATHER_SECONDS,
         )
         endings: Gatherer[Ending, str | None] = Gatherer(
-            lambda batch: finish_attempts(self._database, batch, self._id), linger_seconds=GATHER_SECONDS
+            lambda batch: finish_attempts(self._database, batch, self._id),
+            name="endings",
+            linger_seconds=GATHER_SECONDS,
         )
         self._runner = TaskRunner(
             claims.ask,
