@@ -7,15 +7,14 @@
     ├── NotFoundError
     │   ├── TaskNotFoundError
     │   └── ModelNotFoundError
-    ├── LimitExceededError          refused by a limit
     ├── ServerUnreachableError
     │   ├── DatabaseUnreachableError
     │   ├── RedisUnreachableError
-    │   └── SystemNotRunningError
+    │   ├── SystemNotRunningError
+    │   └── ChildStartError         (embedded/child.py) a server or worker did not come up
     ├── SchemaVersionError          the database is older or newer than this code
     ├── TaskEndedError              the task has no result: it failed or was cancelled
     ├── ResultTimeoutError          the task goes on; the caller stopped waiting
-    ├── LeaseLostError              another worker owns the task now
     └── EngineError
         ├── EngineDiedError         the process is gone; its tasks run again
         └── EngineBrokenError       the engine cannot go on; its process must end
@@ -107,13 +106,6 @@ class ModelNotFoundError(NotFoundError):
         super().__init__(f"model: {_shorten(model)}: not known; name one of ({names}), or a folder with safetensors")
 
 
-class LimitExceededError(BitingLipError):
-    """Refused by a limit of the agent, the channel or the system."""
-
-    code = "limit_exceeded"
-    exit_code = 4
-
-
 class ServerUnreachableError(BitingLipError):
     """A server does not answer."""
 
@@ -199,17 +191,6 @@ class ResultTimeoutError(BitingLipError):
         super().__init__(
             f"task {task_id} has not ended within {seconds:g} s; it goes on: 'bitinglip task show {task_id}'"
         )
-
-
-class LeaseLostError(BitingLipError):
-    """Another worker owns the task, or nobody does; what was computed is discarded."""
-
-    code = "lease_lost"
-
-    def __init__(self, task_id: object, attempt: int) -> None:
-        self.task_id = task_id
-        self.attempt = attempt
-        super().__init__(f"attempt {attempt} at task {task_id} is no longer this worker's; stop it")
 
 
 class EngineError(BitingLipError):

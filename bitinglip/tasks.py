@@ -18,7 +18,7 @@ from bitinglip.celery_app import DOORBELL_VERSION, app, task_name
 from bitinglip.client import Client
 from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.domain.task import Status, Task
-from bitinglip.errors import TaskEndedError, TaskNotFoundError
+from bitinglip.errors import InvalidRequestError, TaskEndedError, TaskNotFoundError
 from bitinglip.lifecycle.run import Outcome
 from bitinglip.store.tasks import Doorbell
 from bitinglip.worker.celery import get_runtime, send_revoked_event
@@ -40,13 +40,15 @@ class GenerationTask(CeleryTask):
     def apply_async(
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **_: Any
     ) -> AsyncResult:
-        """Submit a task. The first argument is the prompt or text; the rest as for `Client.submit`.
+        """Submit a task. A lone argument is the prompt or text; the rest as for `Client.submit`.
 
         Raises:
             InvalidRequestError: Naming the field that is wrong.
         """
         fields = dict(kwargs or {})
         if args:
+            if len(args) > 1:
+                raise InvalidRequestError("arguments", args, "one at most; name the others")
             fields[get_kind(self.kind).payload.MAIN_FIELD] = args[0]
         handle = _get_client().submit(self.kind, **fields)
         return app.AsyncResult(str(handle.id), task_name=self.name)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import text
-
 from bitinglip.store.database import Database
+from bitinglip.store.server import get_connection_limit
 from bitinglip.worker.hardware import find_gpus
 from bitinglip.worker.pools import Pool, plan_workers
 
@@ -14,11 +13,6 @@ CONNECTIONS_PER_PROCESS = 2
 DISPATCHERS = 1
 SPARE = 6
 """For clients, the command line and people with psql."""
-
-_LIMIT = text("""
-SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-       - current_setting('reserved_connections', true)::int
-""")
 
 
 @dataclass(frozen=True)
@@ -59,5 +53,5 @@ def count_connections(database: Database, pools: Mapping[str, Pool]) -> Connecti
     gpus = find_gpus()
     workers = sum(len(plan_workers(name, dict(pools), gpus)) for name in pools)
     with database.transaction() as connection:
-        allowed = int(connection.scalar(_LIMIT) or 0)
+        allowed = get_connection_limit(connection)
     return ConnectionBudget(workers, CONNECTIONS_PER_PROCESS * (workers + DISPATCHERS) + SPARE, allowed)

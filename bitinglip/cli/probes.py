@@ -6,21 +6,16 @@ from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import text
 
 from bitinglip.errors import BitingLipError
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.store.queries import list_workers
+from bitinglip.store.server import count_dispatcher_connections, get_version
 from bitinglip.streams.reader import connect, describe_address
 
 DISPATCHER_SECONDS = 5.0
 """A dispatcher looks at PostgreSQL each second; one that was silent for this long is stuck or gone."""
-
-_DISPATCHERS = text("""
-SELECT count(*) FILTER (WHERE state_change > now() - make_interval(secs => :seconds)) AS active
-FROM pg_stat_activity WHERE application_name = 'bitinglip-dispatcher' AND datname = current_database()
-""")
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def _skip(part: str, because: Finding) -> Finding:
 
 def _look_at_postgresql(database: Database) -> tuple[bool, str]:
     with database.transaction() as connection:
-        version = connection.scalar(text("SHOW server_version"))
+        version = get_version(connection)
     return True, f"{version} at {database.address}"
 
 
@@ -85,7 +80,7 @@ def _look_at_redis(redis_url: str) -> tuple[bool, str]:
 
 def _look_at_dispatchers(database: Database) -> tuple[bool, str]:
     with database.transaction() as connection:
-        active = connection.scalar(_DISPATCHERS, {"seconds": DISPATCHER_SECONDS}) or 0
+        active = count_dispatcher_connections(connection, active_within_seconds=DISPATCHER_SECONDS)
     if not active:
         return False, "none is active; start one with 'python -m bitinglip.dispatcher', or all with 'bitinglip up'"
     return True, "active"

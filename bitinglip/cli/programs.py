@@ -9,11 +9,14 @@ from bitinglip.embedded import Program
 from bitinglip.errors import ConfigurationError
 from bitinglip.settings import LogSettings, ServerUrls, load_settings
 from bitinglip.worker.hardware import find_gpus
-from bitinglip.worker.pools import WorkerSpec, find_pools_file, plan_workers, read_pools
-
-# As `bitinglip.worker.celery` reads them; importing that would import Celery.
-POOL_VARIABLE = "BITINGLIP_POOL"
-NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
+from bitinglip.worker.pools import (
+    NUMBER_VARIABLE,
+    POOL_VARIABLE,
+    WorkerSpec,
+    find_pools_file,
+    plan_workers,
+    read_pools,
+)
 
 WORKER_STOP_SECONDS = 30.0
 

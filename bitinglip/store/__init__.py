@@ -7,6 +7,8 @@
     queues      what the dispatcher reads and moves
     workers     registration, leases
     queries     what people ask: lists, counts
+    server      what PostgreSQL says of itself
+    jsonb       JSON that PostgreSQL can hold
 
 One SQL statement a function; `lifecycle` owns the transaction. A statement takes many tasks at once, as one JSON or
 array parameter, because the price of a statement is mostly its round trip and its commit.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from bitinglip.domain.task import Attempt, Task
+from bitinglip.domain.task import Attempt, Status, Task
 
 MAX_PAGE = 1_000
 
@@ -57,8 +57,10 @@ def list_tasks(
         before_seq: Older than this task: the next page.
         limit: At most, up to `MAX_PAGE`.
     """
+    # The index by priority begins with the status.
+    wanted = statuses or (list(Status) if priorities else ())
     conditions: list[tuple[object, str]] = [
-        (statuses, "t.status = ANY(CAST(:statuses AS task_status[]))"),
+        (wanted, "t.status = ANY(CAST(:statuses AS task_status[]))"),
         (priorities, "t.priority = ANY(CAST(:priorities AS task_priority[]))"),
         (agent_id, "t.agent_id = :agent_id"),
         (channel_id, "t.channel_id = :channel_id"),
@@ -76,7 +78,7 @@ def list_tasks(
     rows = connection.execute(
         statement,
         {
-            "statuses": list(statuses),
+            "statuses": list(wanted),
             "priorities": list(priorities),
             "agent_id": agent_id,
             "channel_id": channel_id,

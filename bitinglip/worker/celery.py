@@ -23,11 +23,15 @@ from bitinglip.streams.reader import connect
 from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import configure_logging
 from bitinglip.worker.hardware import find_gpus
-from bitinglip.worker.pools import WorkerSpec, find_pools_file, plan_workers, read_pools
+from bitinglip.worker.pools import (
+    NUMBER_VARIABLE,
+    POOL_VARIABLE,
+    WorkerSpec,
+    find_pools_file,
+    plan_workers,
+    read_pools,
+)
 from bitinglip.worker.runtime import WorkerRuntime
-
-POOL_VARIABLE = "BITINGLIP_POOL"
-NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
 
 _runtime: WorkerRuntime | None = None
 _spec: WorkerSpec | None = None

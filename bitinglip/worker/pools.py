@@ -17,6 +17,12 @@ from bitinglip.errors import ConfigurationError
 from bitinglip.settings import WorkerSettings, find_operator_file, load_settings
 from bitinglip.worker.hardware import Gpu
 
+POOL_VARIABLE = "BITINGLIP_POOL"
+"""Environment of a worker process: its pool; the first of the file if unset."""
+
+NUMBER_VARIABLE = "BITINGLIP_WORKER_NUMBER"
+"""Environment of a worker process: which of the pool's workers on this machine, from 0."""
+
 
 class Pool(BaseModel):
     """One table of pools.toml.

@@ -4,8 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip.domain.retry import decide_retry
-from bitinglip.domain.task import Status
-from bitinglip.domain.transitions import NEXT
 
 BASES = st.floats(1, 60)
 
@@ -32,8 +30,3 @@ def test_tasks_that_failed_together_do_not_return_together() -> None:
     delays = {decide_retry(failures=1, max_attempts=4, retryable=True, base_seconds=2).delay for _ in range(50)}
 
     assert len(delays) > 40
-
-
-def test_nothing_follows_an_end() -> None:
-    assert set(NEXT) == set(Status)
-    assert {status for status in Status if not NEXT[status]} == {status for status in Status if status.is_final}
