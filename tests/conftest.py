@@ -1,6 +1,7 @@
 """Real servers for the whole run, a database of its own for each test, and a running system where a test asks."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,12 @@ hypothesis.settings.register_profile(
     "no-deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("no-deadline")
+
+
+def pytest_configure() -> None:
+    """Let children hear SIGINT even where the run itself was started in the background, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def eventually(look: Callable[[], T], *, within: float = 10.0) -> T:

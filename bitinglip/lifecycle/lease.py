@@ -15,6 +15,7 @@ from bitinglip.store.workers import (
     WorkerRecord,
     drain_worker,
     insert_worker,
+    is_name_registered,
     list_held,
     release_tasks,
     renew_lease,
@@ -73,6 +74,12 @@ def renew(
             ]
 
     return retry_once(beat)
+
+
+def is_name_taken(database: Database, name: str) -> bool:
+    """Whether a worker of that name is registered now."""
+    with database.transaction() as connection:
+        return is_name_registered(connection, name)
 
 
 def drain(database: Database, worker_id: uuid.UUID) -> None:

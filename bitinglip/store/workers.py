@@ -73,6 +73,14 @@ def retire_name(connection: Connection, name: str) -> list[uuid.UUID]:
     return list(connection.scalars(_RETIRE_NAME, {"name": name}))
 
 
+_IS_REGISTERED = text("SELECT EXISTS (SELECT FROM workers WHERE name = :name AND state <> 'gone')")
+
+
+def is_name_registered(connection: Connection, name: str) -> bool:
+    """Whether a registration holds the name."""
+    return bool(connection.scalar(_IS_REGISTERED, {"name": name}))
+
+
 _RETIRE = text("UPDATE workers SET state = 'gone', lease_expires_at = now() WHERE id = :id")
 
 

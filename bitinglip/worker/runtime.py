@@ -4,6 +4,7 @@ Weakness: a claim or a finish that waits for PostgreSQL holds its slot; nothing 
 """
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -177,8 +178,7 @@ class WorkerRuntime:
             log.warning("lease_lost", worker=self._name, tasks=len(running))
             for attempt in running.values():
                 self._runner.stop_attempt(attempt, abandoned=True)
-            self._id = uuid.uuid4()
-            self._register()
+            self._return_or_leave()
             return
         ours = {task.doorbell for task in held}
         for doorbell, attempt in running.items():
@@ -192,6 +192,16 @@ class WorkerRuntime:
             self.drain()
             return
         self._run_missed([task for task in held if task.doorbell not in running], len(running))
+
+    def _return_or_leave(self) -> None:
+        """Register anew, unless another worker has the name now: two would take it from each other for ever."""
+        if lease.is_name_taken(self._database, self._name):
+            log.error("name_taken", worker=self._name, remedy="start the other one under a name of its own, with -n")
+            self._stop.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self._id = uuid.uuid4()
+        self._register()
 
     def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
         """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""

@@ -148,3 +148,14 @@ def test_a_worker_that_was_frozen_past_its_lease_abandons_its_tasks_and_comes_ba
     handle.cancel()
     eventually(lambda: handle.status is Status.CANCELLED)
     assert read_outcomes(database, handle.id) == [(1, "lost"), (2, "cancelled")]
+
+
+def test_a_worker_whose_name_another_one_took_leaves(system: System, client: Client, database: Database) -> None:
+    first = system.processes["worker"]
+
+    system.start_worker("worker")
+
+    assert first.wait(timeout=20) is not None
+    assert "name_taken" in system.read_log("worker")
+    assert client.submit("echo", text="still here").result(timeout=20) == {"text": "still here"}
+    assert execute(database, "SELECT count(*) FROM workers WHERE state <> 'gone'") == [(1,)]
