@@ -167,10 +167,13 @@ def read_running(data_dir: Path) -> dict[str, Any] | None:
 
 
 def find_operator_file(name: str) -> Path:
-    """A file or folder that an operator edits: of the checkout, else the default inside the installed package."""
+    """A file or folder that an operator edits: the default inside an installed package, else the checkout's.
+
+    In this order, because the folder above an installed package is everybody's.
+    """
     package = Path(__file__).parent
-    checkout = package.parent / name
-    return checkout if checkout.exists() else package / "defaults" / Path(name).name
+    default = package / "defaults" / Path(name).name
+    return default if default.exists() else package.parent / name
 
 
 @cache

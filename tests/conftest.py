@@ -166,6 +166,10 @@ class System:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _start(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        before = self.processes.pop(name, None)
+        if before is not None:
+            # Still ours to end.
+            self.processes[f"{name} {before.pid}"] = before
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,

@@ -141,4 +141,5 @@ def retry_once(action: Callable[[], T]) -> T:
 
 def _reason(exc: DBAPIError) -> str:
     lines = str(exc.orig).strip().splitlines()
-    return lines[-1].strip() if lines else type(exc.orig).__name__
+    # The first line says what; the others guess why.
+    return lines[0].rpartition(" failed: ")[2].strip() if lines else type(exc.orig).__name__

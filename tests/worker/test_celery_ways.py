@@ -86,6 +86,22 @@ except InvalidRequestError as exc:
     assert said == "temperature"
 
 
+def test_delay_takes_one_argument_without_a_name(running: System) -> None:
+    said = run_python(
+        """
+import json
+from bitinglip.errors import InvalidRequestError
+from bitinglip.tasks import echo
+try:
+    echo.delay("one", "two")
+except InvalidRequestError as exc:
+    print(json.dumps(str(exc)))
+"""
+    )
+
+    assert said == "arguments: ('one', 'two'): one at most; name the others"
+
+
 def test_flower_sees_a_task_come_start_and_succeed(running_client: Client, celery_events: CeleryEvents) -> None:
     handle = running_client.submit("echo", text="hi", agent="bot", priority="high")
     handle.result(timeout=20)
