@@ -9,6 +9,6 @@ Invariants:
   never over-filled.
 - A doorbell is rung after its reservation is committed. One that is lost is delivered by the worker's heartbeat.
 
-Decision: a worker is given twice its slots, so that the next task is at hand when one ends. A depth of one slot cost a
-third of the throughput of short tasks; a late critical task waits behind no more than one task per slot.
+Decision: a worker is given twice its slots, so that the next task is at hand when one ends. The price: a late critical
+task waits behind what is at hand, one task per slot at most.
 """

@@ -20,8 +20,8 @@ Decisions:
   only means that a task is reserved or run again.
 - Enums for status, queue state and priority: four bytes, ordered, readable in psql.
 - Every list that people ask for (by status, by agent, by channel, by both) has its index, and status is in most of
-  them. So the three updates in a task's life (reserve, claim, finish) are not HOT: each writes seven index entries.
-  Rejected: no index with status in it, which would make the claim HOT but find the few failed among an agent's many
-  completed tasks only by reading them all. What happens more often than three times a task (heartbeats, progress,
-  tokens) never touches the row.
+  them. So the three updates in a task's life (reserve, claim, finish) are not HOT (measured: 1 of 115,713), and each
+  writes an entry in every index that holds the row. Rejected: no index with status in it, which would find the few
+  failed among an agent's many completed tasks only by reading them all. What happens more often than three times a
+  task (heartbeats, progress, tokens) never touches the row.
 """
