@@ -6,17 +6,21 @@
     │   └── InvalidModelError       a model folder cannot be used
     ├── NotFoundError
     │   ├── TaskNotFoundError
-    │   └── ModelNotFoundError
+    │   ├── ModelNotFoundError
+    │   └── WorkerNotFoundError
     ├── ServerUnreachableError
     │   ├── DatabaseUnreachableError
     │   ├── RedisUnreachableError
     │   ├── SystemNotRunningError
     │   └── ChildStartError         (embedded/child.py) a server or worker did not come up
     ├── SchemaVersionError          the database is older or newer than this code
+    ├── LimitExceededError          refused: the agent or channel has too much waiting, or asks too urgently
+    ├── ConflictError               the task's state does not allow it; nothing was changed
+    │   └── LeaseLostError          another one took the task meanwhile
     ├── TaskEndedError              the task has no result: it failed or was cancelled
     ├── ResultTimeoutError          the task goes on; the caller stopped waiting
     └── EngineError
-        ├── EngineDiedError         the process is gone; its tasks run again
+        ├── GpuUnreadableError      (worker/hardware.py) the driver does not say what a GPU's memory holds
         └── EngineBrokenError       the engine cannot go on; its process must end
 
 An error carries data and builds its message from it: what is wrong, which value, and the remedy. A request's errors
@@ -106,6 +110,16 @@ class ModelNotFoundError(NotFoundError):
         super().__init__(f"model: {_shorten(model)}: not known; name one of ({names}), or a folder with safetensors")
 
 
+class WorkerNotFoundError(NotFoundError):
+    """No worker of that name is registered."""
+
+    code = "worker_not_found"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"worker {_shorten(name)} is not registered; list them with 'bitinglip worker list'")
+
+
 class ServerUnreachableError(BitingLipError):
     """A server does not answer."""
 
@@ -161,6 +175,59 @@ class SchemaVersionError(BitingLipError):
         super().__init__(f"the database is at revision {found or 'none'}, this code needs {expected}; {remedy}")
 
 
+class LimitExceededError(BitingLipError):
+    """A submission was refused; nothing of it was recorded.
+
+    Args:
+        scope: `agent`, `channel` or `priority`.
+        name: Whose limit it is.
+        limit: Tasks that may wait at once; for `priority` the most urgent one allowed.
+        waiting: Tasks that wait now; for `priority` the one asked for.
+    """
+
+    code = "limit_exceeded"
+    exit_code = 4
+
+    def __init__(self, scope: str, name: str, *, limit: object, waiting: object) -> None:
+        self.scope = scope
+        self.name = name
+        self.limit = limit
+        self.waiting = waiting
+        if scope == "priority":
+            message = f"agent {name!r} may submit up to priority {limit}, not {waiting}; submit with --priority {limit}"
+        else:
+            message = (
+                f"{scope} {name!r} has {waiting:,} tasks waiting, the limit is {limit:,}; "
+                "wait until some have run, or cancel some"
+            )
+        super().__init__(message)
+
+
+class ConflictError(BitingLipError):
+    """The task's state does not allow what was asked; nothing was changed.
+
+    Args:
+        task_id: The task.
+        reason: What is in the way, and what would be right.
+    """
+
+    code = "conflict"
+
+    def __init__(self, task_id: object, reason: str) -> None:
+        self.task_id = task_id
+        super().__init__(f"task {task_id}: {reason}")
+
+
+class LeaseLostError(ConflictError):
+    """Another one took the task meanwhile; what was made for it is not recorded."""
+
+    code = "lease_lost"
+
+    def __init__(self, task_id: object, attempt: int) -> None:
+        self.attempt = attempt
+        super().__init__(task_id, f"attempt {attempt} is no longer yours; stop working on it")
+
+
 class TaskEndedError(BitingLipError):
     """The task has no result: it failed or was cancelled.
 
@@ -197,22 +264,6 @@ class EngineError(BitingLipError):
     """The engine could not do something; the caller's request is not to blame."""
 
     code = "engine_error"
-
-
-class EngineDiedError(EngineError):
-    """The engine process ended.
-
-    Args:
-        exit_status: As `subprocess` gives it: negative for a signal.
-        last_words: The end of what it wrote to stderr.
-    """
-
-    code = "engine_died"
-
-    def __init__(self, exit_status: int | None, last_words: str = "") -> None:
-        self.exit_status = exit_status
-        self.last_words = last_words
-        super().__init__(f"the engine process ended with {exit_status}; {last_words or 'it said nothing'}")
 
 
 class EngineBrokenError(EngineError):

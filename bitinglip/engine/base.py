@@ -1,6 +1,6 @@
 """What every engine is: one loaded model that advances many requests, a step at a time.
 
-The process that holds the GPU (`engine.process`) owns one thread that calls `step()` on each of its busy engines in
+The process that holds the GPU (`engine.host`) owns one thread that calls `step()` on each of its busy engines in
 turn, so that engines of different kinds share a GPU without locks. An engine therefore never blocks for longer than one
 step and is never called from two threads.
 
@@ -60,11 +60,13 @@ class Text:
 
     Attributes:
         token_ids: The tokens made since the last `Text`; a new attempt continues from them.
+        last: `Finished` follows. Nobody sees it before the ending is recorded: there is nothing to continue after it.
     """
 
     request_id: str
     text: str
     token_ids: list[int] = field(default_factory=list)
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,23 @@ class Failed:
     usage: Usage = field(default_factory=Usage)
 
 
-EngineEvent = Progress | Text | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """The engine process ended under the request; made by the link, never by an engine.
+
+    Attributes:
+        message: What happened, with the process's exit status and last words; at most some 2,000 characters.
+        companions: How many other requests the process held.
+        blameless: Whether no request in it can be to blame: it was killed on purpose, or had not begun to take any.
+    """
+
+    request_id: str
+    message: str
+    companions: int
+    blameless: bool
+
+
+EngineEvent = Progress | Text | Finished | Failed | EngineLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +154,10 @@ class Engine(Protocol):
     @property
     def busy(self) -> bool:
         """Whether `step()` has anything to do now."""
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether the next step reads a prompt, which takes longer."""
 
     @property
     def memory_bytes(self) -> int:

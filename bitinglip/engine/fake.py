@@ -70,6 +70,11 @@ class FakeEngine:
         return bool(self._inbox or self._running or self._cancelled)
 
     @property
+    def prefilling(self) -> bool:
+        """Never: an echo has no prompt to read."""
+        return False
+
+    @property
     def memory_bytes(self) -> int:
         """None: a fake holds no device memory."""
         return 0

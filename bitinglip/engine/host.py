@@ -8,12 +8,14 @@ Invariant: models are loaded in the one engine thread, so no two loads and no lo
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import queue
 import signal
 import sys
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,6 +24,7 @@ from typing import Any
 
 from bitinglip.domain.catalogue import get_kind
 from bitinglip.engine import wire
+from bitinglip.engine.activity import Activity, ActivityBoard
 from bitinglip.engine.base import Engine, EngineConfig, EngineEvent, EngineRequest, Failed
 from bitinglip.errors import BitingLipError, EngineBrokenError
 from bitinglip.telemetry import configure_logging, get_logger
@@ -36,6 +39,7 @@ class EngineHost:
 
     Args:
         send: Delivers messages to the worker.
+        board: Where it writes down what it does, for the worker's watchdog.
         devices: Torch devices of this process.
         slots: Requests that compute at once, per engine.
         memory_bytes: What all engines together may hold on each device; None: no limit known.
@@ -44,12 +48,14 @@ class EngineHost:
     def __init__(
         self,
         send: Callable[[list[Any]], None],
+        board: ActivityBoard,
         *,
         devices: tuple[str, ...],
         slots: int,
         memory_bytes: int | None,
     ) -> None:
         self._send = send
+        self._board = board
         self._devices = devices
         self._slots = slots
         self._memory_bytes = memory_bytes
@@ -68,11 +74,13 @@ class EngineHost:
             events: list[EngineEvent] = []
             for engine in list(self._engines.values()):
                 if engine.busy:
+                    self._board.begin(Activity.PREFILL if engine.prefilling else Activity.STEP)
                     events += engine.step()
             self._deliver(events)
 
     def _obey(self, *, wait: bool) -> None:
         if wait:
+            self._board.begin(Activity.IDLE)
             self._obey_one(self.inbox.get())
         with contextlib.suppress(queue.Empty):
             while True:
@@ -92,7 +100,7 @@ class EngineHost:
     def _preload(self, key: Key, folder: str) -> None:
         """Load a model before it is asked for; one that cannot be loaded fails the tasks that ask for it, no others."""
         try:
-            self._load(key, folder)
+            self._load(key, folder, Activity.PRELOAD)
         except EngineBrokenError:
             raise
         except Exception:
@@ -101,7 +109,7 @@ class EngineHost:
     def _run(self, command: wire.Run) -> None:
         key = (command.kind, command.model)
         try:
-            engine = self._engines.get(key) or self._load(key, command.folder)
+            engine = self._engines.get(key) or self._load(key, command.folder, Activity.LOAD)
         except EngineBrokenError:
             raise
         except BitingLipError as exc:
@@ -114,11 +122,12 @@ class EngineHost:
             return
         self._engines.move_to_end(key)
         self._where[command.request_id] = key
-        engine.add(EngineRequest(command.request_id, command.payload))
+        engine.add(EngineRequest(command.request_id, command.payload, command.made_token_ids))
 
-    def _load(self, key: Key, folder: str | None) -> Engine:
+    def _load(self, key: Key, folder: str | None, activity: Activity) -> Engine:
         if key in self._engines:
             return self._engines[key]
+        self._board.begin(activity)
         kind, model = key
         config = EngineConfig(
             model=model or kind,
@@ -164,16 +173,20 @@ def main(options: str) -> None:
     """Serve the worker at the other end of an inherited socket.
 
     Args:
-        options: JSON: fd, devices, slots, memory_bytes.
+        options: JSON: fd, board_fd, devices, slots, memory_bytes.
     """
     # A signal to the whole group is the worker's to obey: it lets what runs here finish, then closes the socket.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # Its last words: where it was when it crashed, or when its worker found that it does not go on.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     configure_logging()
     values = json.loads(options)
     connection: Connection[Any, Any] = Connection(values["fd"])
     host = EngineHost(
         lambda messages: wire.send(connection, messages),
+        ActivityBoard(values["board_fd"]),
         devices=tuple(values["devices"]),
         slots=values["slots"],
         memory_bytes=values["memory_bytes"],
@@ -189,7 +202,12 @@ def main(options: str) -> None:
             os._exit(0)
 
     threading.Thread(target=read_commands, name="commands", daemon=True).start()
-    host.run_forever()
+    try:
+        host.run_forever()
+    except Exception:
+        traceback.print_exc()
+        # Not by an ordinary exit: tearing down a CUDA context that is broken can hang.
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,25 @@
-"""The worker's end of an engine process: start it, talk to it, notice its death, start it again.
+"""The worker's end of an engine process: start it, talk to it, watch it, notice its death, start it again.
 
-Invariant: every request that `start` accepted gets exactly one `Finished` or `Failed`, whatever becomes of the process.
+Invariant: every request that `start` accepted gets exactly one `Finished`, `Failed` or `EngineLost`, whatever becomes
+of the process. A process that cannot be ended, or whose memory does not come back, has no successor: the link is out of
+service for good, and says so.
 """
 
-import json
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from typing import Any
+from dataclasses import dataclass
 
 from bitinglip.engine import wire
-from bitinglip.engine.base import EngineEvent, Failed, Finished
-from bitinglip.errors import EngineDiedError
+from bitinglip.engine.base import EngineEvent, EngineLost, Failed, Finished
+from bitinglip.engine.limits import EngineLimits, Watchdog
+from bitinglip.engine.process import Death, EngineProcess
 from bitinglip.telemetry import get_logger
 
-LAST_WORDS_LINES = 20
 MAX_BACKOFF_SECONDS = 30.0
+LOOK_SECONDS = 0.25
+CLOSE_SECONDS = 10.0
 
 DEFAULT_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,9 +29,19 @@ DEFAULT_ENVIRONMENT = {
 }
 """What an engine process gets unless the worker's environment says otherwise."""
 
+__all__ = ["EngineLimits", "EngineLink", "Listener"]
+
 log = get_logger()
 
 Listener = Callable[[EngineEvent], None]
+
+_CLOSED = Death("its worker has closed the engine", blameless=True, wanted=True)
+
+
+@dataclass(slots=True)
+class _Request:
+    listener: Listener
+    is_sent: bool = False
 
 
 class EngineLink:
@@ -46,6 +53,12 @@ class EngineLink:
         memory_bytes: Budget on each device; None: no limit known.
         environment: Added to the process's environment: `CUDA_VISIBLE_DEVICES`, thread counts.
         preload: Loaded at each start.
+        limits: How long it may take over one thing; then it is killed.
+        check_memory: Asked between a process's end and the next one's start; a text says why there must be none.
+        on_out_of_service: Told once, from the link's thread, why there is no engine any more. It should return soon.
+
+    Raises:
+        OSError: If no process can be started.
     """
 
     def __init__(
@@ -56,105 +69,117 @@ class EngineLink:
         memory_bytes: int | None = None,
         environment: Mapping[str, str] | None = None,
         preload: tuple[wire.Preload, ...] = (),
+        limits: EngineLimits | None = None,
+        check_memory: Callable[[], str | None] | None = None,
+        on_out_of_service: Callable[[str], None] | None = None,
     ) -> None:
         self._options = {"devices": devices, "slots": slots, "memory_bytes": memory_bytes}
         self._environment = {**DEFAULT_ENVIRONMENT, **os.environ, **(environment or {})}
         self._preload = preload
+        self._limits = limits or EngineLimits()
+        self._check_memory = check_memory
+        self._on_out_of_service = on_out_of_service
         self._mutex = threading.Lock()
-        self._listeners: dict[str, Listener] = {}
-        self._closing = False
+        self._requests: dict[str, _Request] = {}
+        self._closing = threading.Event()
+        self._retired: Death | None = None
         self._deaths = 0
         self.holding = wire.Holding()
         self._spawn()
 
     @property
     def pid(self) -> int:
-        """The process that runs now."""
+        """The process that runs now, or ran last."""
         return self._process.pid
 
     def start(self, command: wire.Run, listener: Listener) -> None:
-        """Run a request; `listener` is called from the link's thread with each of its events, in order."""
+        """Run a request; `listener` is called from the link's thread with each of its events, in order.
+
+        Where there is no engine any more, it is called at once, from this thread.
+        """
+        request = _Request(listener)
         with self._mutex:
-            self._listeners[command.request_id] = listener
-        self._command(command)
+            process, death = self._process, self._retired
+            if death is None:
+                self._requests[command.request_id] = request
+        if death is not None:
+            _tell({command.request_id: request}, death)
+        elif self._send(process, command):
+            request.is_sent = True
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its listener still gets its `Failed`, or a `Finished` that came first."""
-        self._command(wire.Cancel(request_id))
+        self._send(self._process, wire.Cancel(request_id))
+
+    def kill(self, reason: str, request_id: str | None = None) -> None:
+        """End the process on purpose; the next one starts at once. Harmless where it has just ended by itself.
+
+        Args:
+            reason: What every request in it is told; none of them is to blame.
+            request_id: Only while this request has not ended; another process than the one it is in is left alone.
+        """
+        with self._mutex:
+            if request_id is None or request_id in self._requests:
+                self._process.kill(reason)
 
     def close(self) -> None:
-        """End the process. Requests in it fail as `engine_died`."""
-        self._closing = True
-        # Not close(): that would not wake the thread that reads. An error: it has seen the end already.
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._reader.join(timeout=5)
+        """End the process. Requests in it are lost, blamelessly."""
+        with self._mutex:
+            self._closing.set()
+            process, reader = self._process, self._reader
+        process.hang_up()
+        reader.join(timeout=CLOSE_SECONDS)
 
-    def _command(self, command: wire.Command) -> None:
+    def _send(self, process: EngineProcess, command: wire.Command) -> bool:
+        # Outside the mutex: one that hangs reads nothing, and a full pipe must not keep it from being killed.
         try:
-            with self._mutex:
-                wire.send(self._connection, [command])
+            process.send([command])
         except OSError:
-            # The process died: its reader fails every listener, this one included.
+            # The process died: its reader ends every request, this one included.
             log.info("engine_unreachable", command=type(command).__name__)
+            return False
+        return True
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        options = json.dumps({**self._options, "fd": theirs.fileno()})
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "bitinglip.engine.host", options],
-                pass_fds=[theirs.fileno()],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._socket = ours
-        self._connection: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
-        self._reader = threading.Thread(target=self._watch, name="engine-reader", daemon=True)
+        process = EngineProcess(self._options, self._environment)
+        self._process = process
+        self._reader = threading.Thread(target=self._serve, args=(process,), name="engine-reader", daemon=True)
         self._reader.start()
         if self._preload:
             # A process that is dead already is buried by its reader.
             with suppress(OSError):
-                wire.send(self._connection, list(self._preload))
+                process.send(list(self._preload))
 
-    def _watch(self) -> None:
-        """Deliver events until the process ends, then fail what it held and start another."""
-        last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
-        ears = threading.Thread(target=self._relay_stderr, args=(last_words,), name="engine-stderr", daemon=True)
-        ears.start()
-        try:
+    def _serve(self, process: EngineProcess) -> None:
+        """See one process through its life, end what it held, and start another."""
+        self._listen(process)
+        death = process.bury()
+        self.holding = wire.Holding()
+        if not self._closing.is_set():
+            if not death.wanted:
+                log.warning("engine_died", reason=death.message.partition(";")[0], tasks=len(self._requests))
+                # Whoever asks for the engine meanwhile waits with the others, and is told with them.
+                self._back_off()
+            problem = self._find_problem(death)
+            if problem is not None:
+                self._retire(Death(problem, blameless=True))
+                return
+        while (failure := self._replace(death)) is not None:
+            death = failure
+            self._back_off()
+
+    def _listen(self, process: EngineProcess) -> None:
+        """Deliver events until the process has ended; kill it if it takes too long over one thing."""
+        watchdog = Watchdog(process.board, self._limits)
+        with suppress(EOFError, OSError):
             while True:
-                for message in wire.receive(self._connection):
-                    self._deliver(message)
-        except (EOFError, OSError):
-            pass
-        status = self._process.wait()
-        ears.join(timeout=1)
-        with self._mutex:
-            self._connection.close()
-            self._socket.close()
-        error = EngineDiedError(status, "".join(last_words).strip()[-2000:])
-        while not self._bury(error):
-            pass
-
-    def _relay_stderr(self, last_words: deque[str]) -> None:
-        assert self._process.stderr is not None  # noqa: S101 - a pipe was asked for
-        with self._process.stderr as lines:
-            for line in lines:
-                last_words.append(line)
-                sys.stderr.write(line)
+                if process.hears(LOOK_SECONDS):
+                    for message in process.receive():
+                        self._deliver(message)
+                elif process.is_leaving:
+                    return
+                elif (overrun := watchdog.find_overrun()) is not None:
+                    process.kill_stuck(overrun)
 
     def _deliver(self, message: wire.Message) -> None:
         if isinstance(message, wire.Holding):
@@ -163,31 +188,61 @@ class EngineLink:
         self._deaths = 0
         ended = isinstance(message, Finished | Failed)
         with self._mutex:
-            listener = (
-                self._listeners.pop(message.request_id, None) if ended else self._listeners.get(message.request_id)
-            )
-        if listener is not None:
-            listener(message)
+            request = self._requests.pop(message.request_id, None) if ended else self._requests.get(message.request_id)
+        if request is not None:
+            request.listener(message)
 
-    def _bury(self, error: EngineDiedError) -> bool:
-        """Fail every request and start another process; False if none could be started."""
-        self.holding = wire.Holding()
-        if not self._closing:
-            log.warning("engine_died", exit_status=error.exit_status, tasks=len(self._listeners))
-            # Whoever asks for the engine meanwhile waits with the others: their listeners are failed below.
-            time.sleep(min(MAX_BACKOFF_SECONDS, 0.1 * 2**self._deaths) if self._deaths else 0.0)
-            self._deaths += 1
+    def _back_off(self) -> None:
+        self._closing.wait(min(MAX_BACKOFF_SECONDS, 0.1 * 2**self._deaths) if self._deaths else 0.0)
+        self._deaths += 1
+
+    def _find_problem(self, death: Death) -> str | None:
+        if not death.has_ended:
+            return death.message
+        try:
+            return self._check_memory() if self._check_memory else None
+        except Exception:  # Whoever waits for the next process must not wait for ever.
+            log.exception("engine_memory_unknown")
+            return None
+
+    def _replace(self, death: Death) -> Death | None:
+        """Start another process and end what the last one held; returns why none could be started."""
         with self._mutex:
-            orphans, self._listeners = self._listeners, {}
-            is_served = self._closing or self._try_to_spawn()
-        for request_id, listener in orphans.items():
-            listener(Failed(request_id, error.code, str(error), retryable=True))
-        return is_served
+            orphans, self._requests = self._requests, {}
+            if self._closing.is_set():
+                death = self._retired = _CLOSED
+            failure = None if self._retired else self._try_to_spawn()
+        _tell(orphans, death)
+        return failure
 
-    def _try_to_spawn(self) -> bool:
+    def _retire(self, death: Death) -> None:
+        """End every request, those to come too: there will be no other process."""
+        log.error("engine_out_of_service", problem=death.message)
+        with self._mutex:
+            orphans, self._requests = self._requests, {}
+            self._retired = death
+        try:
+            # First: its requests are free to come back once they are told.
+            if self._on_out_of_service is not None:
+                self._on_out_of_service(death.message)
+        finally:
+            _tell(orphans, death)
+
+    def _try_to_spawn(self) -> Death | None:
         try:
             self._spawn()
         except OSError as exc:
             log.error("engine_not_started", reason=str(exc))
-            return False
-        return True
+            return Death(f"no engine process could be started: {exc}", blameless=True)
+        return None
+
+
+def _tell(orphans: dict[str, _Request], death: Death) -> None:
+    """End the requests that a process held, and those that never reached it: these have no part in its end."""
+    held = sum(request.is_sent for request in orphans.values())
+    for request_id, request in orphans.items():
+        if request.is_sent:
+            lost = EngineLost(request_id, death.message, companions=held - 1, blameless=death.blameless)
+        else:
+            lost = EngineLost(request_id, death.message, companions=0, blameless=True)
+        request.listener(lost)

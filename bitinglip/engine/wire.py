@@ -5,20 +5,25 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Text, Usage
+from bitinglip.engine.base import Failed, Finished, Progress, Text, Usage
 
 JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Start a request on the engine of a kind and model, loading it first if need be."""
+    """Start a request on the engine of a kind and model, loading it first if need be.
+
+    Attributes:
+        made_token_ids: Tokens that earlier attempts made and sent; the text continues after them.
+    """
 
     request_id: str
     kind: str
     model: str | None
     folder: str | None
     payload: JsonObject
+    made_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Holding:
 
 
 Command = Run | Cancel | Preload
-Message = EngineEvent | Holding
+Message = Progress | Text | Finished | Failed | Holding
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind for kind in (Run, Cancel, Preload, Holding, Progress, Text, Finished, Failed)

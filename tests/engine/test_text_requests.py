@@ -151,3 +151,19 @@ def test_a_closed_engine_holds_no_weights(drive: Drive) -> None:
     driver.ask()
     driver.engine.close()
     assert driver.engine.memory_bytes == 0
+
+
+def test_an_engine_says_whether_its_next_step_reads_a_prompt(drive: Drive) -> None:
+    driver = drive()
+    assert not driver.engine.prefilling
+    driver.add("first", "hello", max_tokens=4)
+    assert driver.engine.prefilling
+
+    driver.step()
+    assert not driver.engine.prefilling
+    driver.add("long", "x" * 400, max_tokens=4)
+    while driver.engine.prefilling:
+        driver.step()
+
+    driver.run()
+    assert driver.result("long")["finish_reason"] == "length"

@@ -122,9 +122,11 @@ def test_a_worker_sees_only_its_own_gpu(processes: System, database: Database, u
         "def nvmlShutdown(): pass\n"
         "def nvmlDeviceGetCount(): return 2\n"
         "def nvmlDeviceGetHandleByIndex(index): return index\n"
+        "def nvmlDeviceGetHandleByUUID(uuid): return int(uuid[-1])\n"
         "def nvmlDeviceGetUUID(index): return f'GPU-{index}'\n"
         "def nvmlDeviceGetName(index): return 'H200'\n"
-        "def nvmlDeviceGetMemoryInfo(index): return SimpleNamespace(total=1000)\n"
+        "def nvmlDeviceGetMemoryInfo(index): return SimpleNamespace(total=1000, used=0)\n"
+        "def nvmlDeviceGetComputeRunningProcesses(index): return []\n"
     )
     processes.start_worker(
         pools='[pools.default]\nkinds = ["echo"]\nslots = 1\n',

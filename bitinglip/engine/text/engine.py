@@ -82,6 +82,11 @@ class TextEngine:
         return bool(len(self._intake) or self._unread or self._long or self._rows)
 
     @property
+    def prefilling(self) -> bool:
+        """Whether a prompt waits to be read."""
+        return bool(len(self._intake) or self._unread or self._long)
+
+    @property
     def memory_bytes(self) -> int:
         """Weights, keys and values on the fullest device."""
         held = [*self._batch.tensors(), *(tensor for job in self._long for tensor in job.tensors())]

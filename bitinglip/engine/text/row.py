@@ -95,18 +95,18 @@ class Row:
 
     def _finish(self, reason: str, text: str) -> list[EngineEvent]:
         self.ended = True
-        events = self._send(text)
+        events = self._send(text, last=True)
         result: JsonObject = {"text": "".join(self._sent), "finish_reason": reason}
         if self.request.payload.logprobs is not None:
             result["logprobs"] = self._describe_logprobs()
         return [*events, Finished(self.id, result, self.usage)]
 
-    def _send(self, text: str) -> list[EngineEvent]:
+    def _send(self, text: str, *, last: bool = False) -> list[EngineEvent]:
         if not text:
             return []
         ids, self._unsent_ids = self._unsent_ids, []
         self._sent.append(text)
-        return [Text(self.id, text, ids)]
+        return [Text(self.id, text, ids, last)]
 
     def _describe_logprobs(self) -> list[JsonObject]:
         """One entry a token made by this attempt, the end token included."""
