@@ -156,7 +156,9 @@ def _follow(answer: Answer, handle: Handle, submitted: float) -> None:
         for event in handle.stream():
             match event.name:
                 case EventName.STARTED:
-                    answer.state, answer.streamed = "running", ""
+                    answer.state = "running"
+                case EventName.RESTART:
+                    answer.streamed, answer.tokens = "", 0
                 case EventName.TEXT:
                     if answer.first_text_seconds is None:
                         answer.first_text_seconds = time.monotonic() - submitted

@@ -1,5 +1,6 @@
 """Show a task to its end: its text as it comes, or its record once it has ended."""
 
+import sys
 from typing import Any
 
 from bitinglip.cli.output import say, write_json, write_text
@@ -77,7 +78,7 @@ def say_that_it_goes_on(handle: Handle) -> None:
 
 
 class _TextWriter:
-    """Writes the text of a stream; each attempt's text begins on a line of its own."""
+    """Writes the text of a stream. It is written as it is, whatever attempts it took; all else is talk."""
 
     def __init__(self) -> None:
         self.wrote_nothing = True
@@ -91,20 +92,32 @@ class _TextWriter:
                 write_text(text, newline=False)
                 self.wrote_nothing = self.wrote_nothing and not text
                 self._in_line = not text.endswith("\n") if text else self._in_line
-            case EventName.STARTED:
-                if event.data.get("attempt", 1) > 1:
-                    say(f"attempt {event.data['attempt']} begins")
+            case EventName.RESTART:
+                if not self.wrote_nothing:
+                    self._end_line()
+                    say("the text above is void; it begins again")
+                self.wrote_nothing = True
             case EventName.RETRIED:
-                self._end_line()
-                error = event.data.get("error") or {}
-                say(f"attempt {event.data.get('attempt')} failed: {error.get('message')}; it is tried again")
+                self._say(f"attempt {event.data['attempt']} failed: {_message_of(event)}; it is tried again")
+            case EventName.RELEASED:
+                self._say(f"attempt {event.data['attempt']} was lost: {_message_of(event)}; another one follows")
             case EventName.FINISHED:
                 self._end_line()
+
+    def _say(self, message: str) -> None:
+        """Talk in the middle of a text, which may go on: a terminal shows both, stdout holds only the text."""
+        if self._in_line and sys.stdout.isatty():
+            say("")
+        say(message)
 
     def _end_line(self) -> None:
         if self._in_line:
             write_text("")
             self._in_line = False
+
+
+def _message_of(event: Event) -> str:
+    return (event.data.get("error") or {}).get("message") or "nobody knows why"
 
 
 def _describe_end(handle: Handle, status: str, error: dict[str, Any] | None) -> TaskEndedError:

@@ -1,15 +1,20 @@
 """A task's events to their end: from Redis, and what Redis lacks from the record.
 
-Invariant: the texts of the last attempt, put together, are the result's text, whatever became of Redis meanwhile.
+Invariant: the texts since the last `restart`, put together, are the result's text, whatever became of Redis meanwhile.
+So a text is shown only while it follows what was shown before it without a hole; what is held back, and what never
+came, is read from the record at the end. Where what was shown is not how the result begins, a `restart` precedes it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from bitinglip.domain.task import Task
-from bitinglip.streams.events import Event, EventName
+from bitinglip.streams.events import Event, EventName, follows, order_of
 
 POLL_SECONDS = 0.5
 """Between two looks at the record, where events do not tell."""
+
+_QUEUED_ID = "0-1"
 
 
 def follow_events(
@@ -22,67 +27,88 @@ def follow_events(
         read_events: The events after an id, waiting so many seconds for the first; none if Redis is away.
         after: The id of the last event seen, to resume; None: from the beginning.
     """
+    view = _View(after)
     if after is None:
         task = read_task()
-        yield Event("0-1", EventName.QUEUED, {"agent": task.agent_id, "priority": task.priority})
-    position = after or "0-1"
-    shown = 0
-    lacks_text = False
+        yield Event(_QUEUED_ID, EventName.QUEUED, {"agent": task.agent_id, "priority": task.priority})
     while True:
-        events = read_events(position, POLL_SECONDS)
+        events = read_events(view.position, POLL_SECONDS)
         for event in events:
-            if _attempt_of(event.id) != _attempt_of(position):
-                shown, lacks_text = 0, False
-            lacks_text = lacks_text or (after is None and not _follows(position, event.id))
-            if event.name is EventName.FINISHED:
-                if lacks_text:
-                    yield from _replay_text(read_task(), position, shown)
-                yield event
+            shown = view.take(event)
+            # A task that ended and was brought back has a `finished` that is not its last.
+            if event.name is EventName.FINISHED and (task := read_task()).status.is_final:
+                yield from view.end(task, event.id)
                 return
-            position = event.id
-            if lacks_text and event.name is EventName.TEXT:
-                # Redis was wiped or the stream trimmed: text with a hole is worse than text at the end.
-                continue
-            shown += len(event.data.get("text", ""))
-            yield event
-        if not events:
-            task = read_task()
-            if task.status.is_final and not read_events(position, 0.0):
-                yield from _replay_end(task, position, shown if after is None else None)
-                return
+            if shown is not None:
+                yield shown
+        if not events and (task := read_task()).status.is_final and not read_events(view.position, 0.0):
+            yield from view.end(task, None)
+            return
 
 
-def _replay_end(task: Task, position: str, shown: int | None) -> Iterator[Event]:
-    """The rest of a task's events, from its record.
+class _View:
+    """What one reader has been shown.
 
-    Args:
-        task: Ended.
-        position: The last event's id.
-        shown: Characters of text that were seen; None if unknown, and no text is repeated.
+    A reader that resumes is one that reads from the beginning again and is shown nothing until `after`: only so is it
+    known which text it has. Therefore an event is shown under the id of the last one up to which the text was whole.
     """
-    if shown is not None:
-        for event in _replay_text(task, position, shown):
-            position = event.id
-            yield event
-    error = task.error.model_dump() if task.error else None
-    yield Event(_next_id(position), EventName.FINISHED, {"status": task.status, "error": error})
+
+    def __init__(self, after: str | None) -> None:
+        self.position = _QUEUED_ID
+        self._after = order_of(after or _QUEUED_ID)
+        self._resume_id = after or _QUEUED_ID
+        self._shown: list[str] = []
+        self._chars = 0
+        # Whether every event up to `position` was there.
+        self._whole = True
+        # Whether what the reader has is what is in `_shown`.
+        self._known = self._after <= order_of(_QUEUED_ID)
+
+    def take(self, event: Event) -> Event | None:
+        """Read one event, and return what to show of it."""
+        is_new = order_of(event.id) > self._after
+        if event.name is EventName.RESTART:
+            self._shown, self._chars, self._whole = [], 0, True
+            self._known = self._known or is_new
+        elif not follows(self.position, event.id) or (is_new and not self._known):
+            self._whole = False
+        elif event.name is EventName.RESUMED:
+            # The attempt goes on after what is in the stream now; Redis may have lost what was shown from it before.
+            self._whole = self._whole and event.data["chars"] == self._chars
+        self.position = event.id
+        if event.name is EventName.TEXT and self._whole:
+            self._shown.append(event.data["text"])
+            self._chars += len(event.data["text"])
+        if is_new and self._whole and not _is_later_start(event):
+            self._resume_id = event.id
+        if order_of(event.id) == self._after:
+            self._known = self._whole
+        # Text with a hole is worse than text at the end.
+        hidden = not is_new or event.name is EventName.FINISHED or (event.name is EventName.TEXT and not self._whole)
+        return None if hidden else replace(event, id=self._resume_id)
+
+    def end(self, task: Task, event_id: str | None) -> Iterator[Event]:
+        """The rest of the text, and `finished`.
+
+        Args:
+            task: Ended.
+            event_id: Of its `finished`, if there is one.
+        """
+        # No worker's event has it: whoever resumes after an event from the record is given the whole text.
+        record_id = f"{task.attempt + 1}-0"
+        text = (task.result or {}).get("text")
+        if isinstance(text, str):
+            shown = "".join(self._shown)
+            if not self._known or not text.startswith(shown):
+                event_id, shown = None, ""
+                yield Event(record_id, EventName.RESTART, {"attempt": task.attempt})
+            if text != shown:
+                event_id = None
+                yield Event(record_id, EventName.TEXT, {"text": text[len(shown) :]})
+        error = task.error.model_dump() if task.error else None
+        yield Event(event_id or record_id, EventName.FINISHED, {"status": task.status, "error": error})
 
 
-def _replay_text(task: Task, position: str, shown: int) -> Iterator[Event]:
-    rest = str((task.result or {}).get("text", ""))[shown:]
-    if rest:
-        yield Event(_next_id(position), EventName.TEXT, {"text": rest})
-
-
-def _attempt_of(event_id: str) -> int:
-    return int(event_id.partition("-")[0])
-
-
-def _next_id(event_id: str) -> str:
-    attempt, _, sequence = event_id.partition("-")
-    return f"{attempt}-{int(sequence) + 1}"
-
-
-def _follows(event_id: str, later_id: str) -> bool:
-    """Whether no event lies between the two, as far as their numbers tell."""
-    return later_id == _next_id(event_id) or later_id.endswith("-1")
+def _is_later_start(event: Event) -> bool:
+    """Whether what follows may still say that Redis had lost some text before it."""
+    return event.name is EventName.STARTED and order_of(event.id) > (1, 1)

@@ -6,15 +6,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+RUNNING_SECONDS = 86_400
+"""How long a stream stays after an event that was not its task's last."""
+
 
 class EventName(StrEnum):
     """What can happen to a task."""
 
     QUEUED = "queued"
     STARTED = "started"
+    RESUMED = "resumed"
+    """The text goes on after what earlier attempts have sent."""
+    RESTART = "restart"
+    """The text begins again: what was sent before is void."""
     PROGRESS = "progress"
     TEXT = "text"
     RETRIED = "retried"
+    RELEASED = "released"
+    """Its worker could not go on, at no cost to the task; another attempt follows."""
     FINISHED = "finished"
 
 
@@ -25,8 +34,8 @@ class Event:
     Attributes:
         id: `attempt-sequence`; pass the last one seen to resume after it.
         name: What happened.
-        data: `started`: attempt; `progress`: fraction; `text`: text, token_ids; `retried`: error, attempt;
-            `finished`: status.
+        data: `started`: attempt; `resumed`: attempt, chars of text before it; `restart`: attempt; `progress`: fraction;
+            `text`: text, token_ids; `retried`, `released`: error, attempt; `finished`: status, error.
     """
 
     id: str
@@ -47,3 +56,25 @@ def encode_event(name: str, data: dict[str, Any]) -> dict[Any, Any]:
 def decode_event(event_id: bytes, fields: dict[bytes, bytes]) -> Event:
     """The event in a stream entry."""
     return Event(event_id.decode(), EventName(fields[b"event"].decode()), json.loads(fields[b"data"]))
+
+
+def next_id(event_id: str) -> str:
+    """The id of the event after that one, in the same attempt."""
+    attempt, _, sequence = event_id.partition("-")
+    return f"{attempt}-{int(sequence) + 1}"
+
+
+def order_of(event_id: str) -> tuple[int, int]:
+    """Attempt and sequence, to compare."""
+    attempt, _, sequence = event_id.partition("-")
+    return int(attempt), int(sequence)
+
+
+def follows(event_id: str, later_id: str) -> bool:
+    """Whether no event was lost between the two, as far as their numbers tell.
+
+    What an earlier attempt may have lost at its end they do not tell: `resumed` does.
+    """
+    return later_id == next_id(event_id) or (
+        order_of(later_id)[1] == 1 and order_of(later_id)[0] > order_of(event_id)[0]
+    )

@@ -21,7 +21,7 @@ def connect(redis_url: str, *, timeout_seconds: float = 5.0) -> "redis.Redis":
     return redis.Redis.from_url(
         redis_url,
         socket_timeout=timeout_seconds,
-        socket_connect_timeout=2,
+        socket_connect_timeout=min(2.0, timeout_seconds),
         socket_keepalive=True,
         health_check_interval=30,
     )
@@ -51,6 +51,18 @@ def read_events(
         return []
     entries = reply[0][1]
     return [decode_event(event_id, fields) for event_id, fields in entries]
+
+
+def ping(client: "redis.Redis") -> None:
+    """Return if Redis answers.
+
+    Raises:
+        RedisUnreachableError: If it does not.
+    """
+    try:
+        client.ping()
+    except (RedisError, OSError) as exc:
+        raise RedisUnreachableError(describe_address(client), str(exc)) from exc
 
 
 def describe_address(client: "redis.Redis") -> str:

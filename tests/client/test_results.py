@@ -37,7 +37,7 @@ class Attempt:
         self._worker = make_worker(database)
         self._doorbell = make_running(database, self._worker, make_echo(text="one two"))
         self.handle = Handle(client, self._doorbell.task_id)
-        self.events: AttemptEvents = writer.open_attempt(self._doorbell.task_id, 1)
+        self.events: AttemptEvents = writer.open_attempt(self._doorbell.task_id, 1, "default")
         self.events.publish(EventName.STARTED, attempt=1)
 
     def complete(self) -> None:

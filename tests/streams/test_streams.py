@@ -3,7 +3,6 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -16,29 +15,13 @@ from bitinglip.streams.writer import MAX_BACKLOG, MAX_EVENTS, EventWriter
 from tests.conftest import eventually, flush_redis
 
 
-@pytest.fixture
-def connection(urls: ServerUrls) -> Iterator["redis.Redis"]:
-    opened = connect(urls.redis_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def writer(urls: ServerUrls) -> Iterator[EventWriter]:
-    client = connect(urls.redis_url)
-    opened = EventWriter(client, keep_seconds=77)
-    yield opened
-    opened.close()
-    client.close()
-
-
 def read_ids(connection: "redis.Redis", task: uuid.UUID, after: str = "0-0") -> list[str]:
     return [event.id for event in read_events(connection, task, after=after)]
 
 
 def test_events_are_read_in_their_order_and_from_any_of_them_on(writer: EventWriter, connection: "redis.Redis") -> None:
     task = uuid.uuid4()
-    events = writer.open_attempt(task, 1)
+    events = writer.open_attempt(task, 1, "bot")
     events.publish(EventName.STARTED, attempt=1)
     for word in ("a", "b"):
         events.publish(EventName.TEXT, text=word)
@@ -55,7 +38,7 @@ def test_events_are_read_in_their_order_and_from_any_of_them_on(writer: EventWri
 
 def test_an_earlier_attempts_late_event_is_refused_by_redis(writer: EventWriter, connection: "redis.Redis") -> None:
     task = uuid.uuid4()
-    zombie, heir = writer.open_attempt(task, 1), writer.open_attempt(task, 2)
+    zombie, heir = writer.open_attempt(task, 1, "bot"), writer.open_attempt(task, 2, "bot")
     zombie.publish(EventName.TEXT, text="early")
     heir.publish(EventName.TEXT, text="right")
     zombie.publish(EventName.TEXT, text="late")
@@ -69,7 +52,7 @@ def test_threads_at_once_lose_no_event(writer: EventWriter, connection: "redis.R
     tasks = [uuid.uuid4() for _ in range(8)]
 
     def publish(task: uuid.UUID) -> None:
-        events = writer.open_attempt(task, 1)
+        events = writer.open_attempt(task, 1, "bot")
         for number in range(300):
             events.publish(EventName.TEXT, text=str(number))
 
@@ -86,7 +69,7 @@ def test_threads_at_once_lose_no_event(writer: EventWriter, connection: "redis.R
 
 def test_a_stream_is_bounded(writer: EventWriter, connection: "redis.Redis") -> None:
     task = uuid.uuid4()
-    events = writer.open_attempt(task, 1)
+    events = writer.open_attempt(task, 1, "bot")
     for _ in range(MAX_EVENTS + 2_000):
         events.publish(EventName.PROGRESS, fraction=0)
     events.publish(EventName.FINISHED, status="completed")
@@ -97,8 +80,8 @@ def test_a_stream_is_bounded(writer: EventWriter, connection: "redis.Redis") -> 
 
 def test_a_stream_expires(writer: EventWriter, connection: "redis.Redis") -> None:
     running, ended = uuid.uuid4(), uuid.uuid4()
-    writer.open_attempt(running, 1).publish(EventName.STARTED, attempt=1)
-    events = writer.open_attempt(ended, 1)
+    writer.open_attempt(running, 1, "bot").publish(EventName.STARTED, attempt=1)
+    events = writer.open_attempt(ended, 1, "bot")
     events.publish(EventName.STARTED, attempt=1)
     events.publish(EventName.FINISHED, status="completed")
     eventually(lambda: connection.xlen(stream_key(ended)) == 2)
@@ -111,7 +94,7 @@ def test_a_stream_that_was_wiped_half_way_expires_too(
     writer: EventWriter, connection: "redis.Redis", urls: ServerUrls
 ) -> None:
     task = uuid.uuid4()
-    events = writer.open_attempt(task, 1)
+    events = writer.open_attempt(task, 1, "bot")
     events.publish(EventName.STARTED, attempt=1)
     eventually(lambda: read_ids(connection, task))
     flush_redis(urls)
@@ -124,7 +107,7 @@ def test_a_stream_that_was_wiped_half_way_expires_too(
 
 def test_a_reader_waits_for_the_first_event(writer: EventWriter, connection: "redis.Redis") -> None:
     task = uuid.uuid4()
-    later = threading.Timer(0.2, lambda: writer.open_attempt(task, 1).publish(EventName.STARTED, attempt=1))
+    later = threading.Timer(0.2, lambda: writer.open_attempt(task, 1, "bot").publish(EventName.STARTED, attempt=1))
     later.start()
 
     assert [event.name for event in read_events(connection, task, wait_seconds=5)] == [EventName.STARTED]
@@ -134,7 +117,7 @@ def test_a_reader_waits_for_the_first_event(writer: EventWriter, connection: "re
 def test_without_redis_a_writer_drops_events_and_never_waits() -> None:
     client = connect("redis://127.0.0.1:1/0")
     writer = EventWriter(client, keep_seconds=60)
-    events = writer.open_attempt(uuid.uuid4(), 1)
+    events = writer.open_attempt(uuid.uuid4(), 1, "bot")
 
     began = time.monotonic()
     for _ in range(MAX_BACKLOG + 5_000):
@@ -144,6 +127,19 @@ def test_without_redis_a_writer_drops_events_and_never_waits() -> None:
     assert writer._thread.is_alive()
     writer._backlog.queue.clear()
     writer.close()
+    client.close()
+
+
+def test_a_writer_reports_lost_events_and_not_lost_announcements(capsys: pytest.CaptureFixture[str]) -> None:
+    client = connect("redis://127.0.0.1:1/0")
+    announcer, writer = EventWriter(client, keep_seconds=60), EventWriter(client, keep_seconds=60)
+    announcer.announce_queued("bot", [uuid.uuid4()])
+    announcer.close()
+    assert capsys.readouterr() == ("", "")
+
+    writer.open_attempt(uuid.uuid4(), 1, "bot").publish(EventName.STARTED, attempt=1)
+    writer.close()
+    assert "streams_unreachable" in "".join(capsys.readouterr())
     client.close()
 
 
