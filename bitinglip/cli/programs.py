@@ -1,13 +1,14 @@
-"""The programs that make up a system: the dispatcher, and Celery workers of one pool."""
+"""The programs that make up a system: the dispatcher, Celery workers of one pool, Celery beat."""
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from bitinglip.embedded import Program
 from bitinglip.errors import ConfigurationError
-from bitinglip.settings import LogSettings, ServerUrls, load_settings
+from bitinglip.settings import LogSettings, ServerUrls, WorkerSettings, load_settings
 from bitinglip.worker.hardware import find_gpus
 from bitinglip.worker.pools import (
     NUMBER_VARIABLE,
@@ -18,7 +19,13 @@ from bitinglip.worker.pools import (
     read_pools,
 )
 
-WORKER_STOP_SECONDS = 30.0
+LEAVE_SECONDS = 10.0
+"""After its drain: a worker hands back what still runs and ends its engine."""
+
+HURRIED_WORKER_SECONDS = 5.0
+"""After a second signal: a worker hands back what runs at once, in about two seconds."""
+
+_CELERY = (sys.executable, "-m", "celery", "-A", "bitinglip")
 
 
 def plan_pool(pool_name: str | None) -> list[WorkerSpec]:
@@ -48,12 +55,20 @@ def find_worker(specs: list[WorkerSpec], number: int) -> WorkerSpec:
     return specs[number]
 
 
+def name_worker_program(spec: WorkerSpec) -> str:
+    """A worker's name among its parent's children."""
+    return f"worker-{spec.pool_name}-{spec.number}"
+
+
+def name_worker_node(spec: WorkerSpec) -> str:
+    """A worker's name for Celery, by which it registers."""
+    return f"{spec.pool_name}-{spec.number}@{socket.gethostname()}"
+
+
 def make_worker_command(spec: WorkerSpec) -> tuple[str, ...]:
     """What runs one worker."""
-    name = f"{spec.pool_name}-{spec.number}@%h"
-    level = load_settings(LogSettings).log_level
-    options = ("--without-gossip", "--without-mingle", "--loglevel", level)
-    return (sys.executable, "-m", "celery", "-A", "bitinglip", "worker", "-n", name, *options)
+    options = ("-n", name_worker_node(spec), "--without-gossip", "--without-mingle")
+    return (*_CELERY, "worker", *options, "--loglevel", load_settings(LogSettings).log_level)
 
 
 def make_worker_environment(spec: WorkerSpec) -> dict[str, str]:
@@ -66,21 +81,24 @@ def make_url_environment(urls: ServerUrls) -> dict[str, str]:
     return {"BITINGLIP_DATABASE_URL": urls.database_url, "BITINGLIP_REDIS_URL": urls.redis_url}
 
 
-def make_worker_program(spec: WorkerSpec, log_folder: Path, environment: Mapping[str, str]) -> Program:
-    """One worker as a child.
+def make_worker_program(spec: WorkerSpec, log_folder: Path | None, environment: Mapping[str, str]) -> Program:
+    """One worker as a child; one that was drained from afar leaves for good.
 
     Args:
         spec: Which.
-        log_folder: Takes `worker-POOL-NUMBER.log`.
+        log_folder: Takes `worker-POOL-NUMBER.log`; None: it writes where we do.
         environment: Added to ours.
     """
-    name = f"worker-{spec.pool_name}-{spec.number}"
+    name = name_worker_program(spec)
     return Program(
         name=name,
         argv=make_worker_command(spec),
-        log_file=log_folder / f"{name}.log",
+        log_file=log_folder / f"{name}.log" if log_folder else None,
         env={**make_worker_environment(spec), **environment},
-        stop_seconds=WORKER_STOP_SECONDS,
+        stop_seconds=load_settings(WorkerSettings).drain_seconds + LEAVE_SECONDS,
+        hurried_stop_seconds=HURRIED_WORKER_SECONDS,
+        group="workers",
+        may_leave=True,
     )
 
 
@@ -95,5 +113,20 @@ def make_dispatcher_program(log_folder: Path, environment: Mapping[str, str]) ->
         name="dispatcher",
         argv=(sys.executable, "-m", "bitinglip.dispatcher"),
         log_file=log_folder / "dispatcher.log",
+        env={**os.environ, **environment},
+    )
+
+
+def make_beat_program(log_folder: Path, environment: Mapping[str, str]) -> Program:
+    """Celery beat as a child.
+
+    Args:
+        log_folder: Takes `beat.log`.
+        environment: Added to ours.
+    """
+    return Program(
+        name="beat",
+        argv=(*_CELERY, "beat", "--loglevel", load_settings(LogSettings).log_level),
+        log_file=log_folder / "beat.log",
         env={**os.environ, **environment},
     )

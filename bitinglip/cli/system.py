@@ -1,6 +1,6 @@
 """The whole system as children of this process: what `up` and `demo` share.
 
-    servers ──► schema ──► dispatcher, workers, Flower ──► ready: every worker is registered
+    servers ──► schema ──► dispatcher, workers, beat, Flower ──► ready: every worker is registered
        └── all stopped in reverse order, however the block ends
 
 With URLs configured no server is started. Weakness: `kill -9` of this process and of its guard leaves children; the
@@ -15,7 +15,14 @@ from pathlib import Path
 import click
 
 from bitinglip.cli.checks import refuse_problems
-from bitinglip.cli.programs import make_dispatcher_program, make_url_environment, make_worker_program, plan_pool
+from bitinglip.cli.deaths import make_death_reporter
+from bitinglip.cli.programs import (
+    make_beat_program,
+    make_dispatcher_program,
+    make_url_environment,
+    make_worker_program,
+    plan_pool,
+)
 from bitinglip.cli.schema import upgrade_schema
 from bitinglip.embedded import EmbeddedServers
 from bitinglip.embedded.child import Child
@@ -70,7 +77,11 @@ def run_system(
     specs = plan_pool(pool)
     settings = load_settings(ServerSettings)
     embedded = settings.database_url is None
-    servers = EmbeddedServers(data_dir, urls=None if embedded else settings.find_urls())
+    servers = EmbeddedServers(
+        data_dir,
+        urls=None if embedded else settings.find_urls(),
+        on_death=make_death_reporter(specs, lambda: servers.urls),
+    )
     tell("starting PostgreSQL and Valkey" if embedded else "using the PostgreSQL and Redis that are configured")
     servers.start()
     try:
@@ -93,9 +104,10 @@ def _start_on_top(
     try:
         upgrade_schema(database)
         _stop_if_asked(signals)
-        tell(f"starting the dispatcher, {len(specs)} worker(s) and Flower")
+        tell(f"starting the dispatcher, {len(specs)} worker(s), beat and Flower")
         # All of them at once: they take their time importing, not waiting for each other.
         servers.stack.start(make_dispatcher_program(servers.log_folder, environment))
+        servers.stack.start(make_beat_program(servers.log_folder, environment))
         workers = [servers.stack.start(make_worker_program(spec, servers.log_folder, environment)) for spec in specs]
         flower_url = servers.start_flower(env=environment)
         for worker in workers:

@@ -1,13 +1,11 @@
 """`bitinglip worker`: who works, and one more."""
 
-import os
-
 import click
 
 from bitinglip.cli.checks import refuse_problems
-from bitinglip.cli.output import examples, json_option, say, write_json, write_table
+from bitinglip.cli.output import examples, json_option, write_json, write_table
 from bitinglip.cli.pool import run_pool
-from bitinglip.cli.programs import find_worker, make_worker_command, make_worker_environment, plan_pool
+from bitinglip.cli.programs import find_worker, plan_pool
 from bitinglip.client import Client
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.database import Database
@@ -42,18 +40,17 @@ def list_(*, include_gone: bool, as_json: bool) -> None:
 def start(pool: str | None, number: int | None) -> None:
     """Run a pool's workers on this machine: one on the CPU, or one for every GPU, until Ctrl-C.
 
-    A single worker takes the place of this process, as service managers like it.
+    This process stays their parent. A worker that dies is started again, and its tasks are free at once. One that was
+    drained from afar leaves for good; when all have left, this ends with 0. The first Ctrl-C, or SIGTERM, lets what
+    runs end, for at most BITINGLIP_DRAIN_SECONDS; a second one hands it back.
+
+    A single worker writes its log to this terminal, several write to a file each.
     """
     refuse_problems()
     specs = plan_pool(pool)
+    chosen = specs if number is None else [find_worker(specs, number)]
     settings = load_settings(ServerSettings)
     database = Database(settings.find_urls().database_url, connections=1)
     database.check_schema()
     database.close()
-    if number is None and len(specs) > 1:
-        run_pool(specs, settings.data_dir)
-        return
-    spec = find_worker(specs, number or 0)
-    command = make_worker_command(spec)
-    say(f"worker {spec.number} of pool {spec.pool_name!r} on {', '.join(gpu.name for gpu in spec.gpus) or 'the CPU'}")
-    os.execve(command[0], command, make_worker_environment(spec))  # noqa: S606 - our own command line
+    run_pool(chosen, settings.data_dir)

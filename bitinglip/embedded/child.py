@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from bitinglip.errors import ServerUnreachableError
 
 KEPT_LOG_BYTES = 10_000_000
 LAST_WORDS_LINES = 12
+ORPHAN_STOP_SECONDS = 30.0
+"""At most, for the guard: after a `kill -9` of the parent, the next one waits for the end of its children."""
+
 HURRIED_STOP_SECONDS = 0.5
+INSIST_SECONDS = 0.5
 
 
 class ChildStartError(ServerUnreachableError):
@@ -31,14 +35,16 @@ class ChildStartError(ServerUnreachableError):
         name: The program's name.
         reason: What it did instead.
         last_words: The end of its log.
+        log_file: None if it wrote where its parent does.
     """
 
     code = "child_start"
 
-    def __init__(self, name: str, reason: str, last_words: str, log_file: Path) -> None:
+    def __init__(self, name: str, reason: str, last_words: str, log_file: Path | None) -> None:
         self.name = name
         self.last_words = last_words
-        super().__init__(f"{name} {reason}; {log_file} ends with:\n{last_words or '(nothing)'}")
+        where = f"; {log_file} ends with:\n{last_words or '(nothing)'}" if log_file else ""
+        super().__init__(f"{name} {reason}{where}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +54,33 @@ class Program:
     Attributes:
         name: Unique among its parent's children, without spaces; names its pid file.
         argv: Holds no password: other users can read it.
-        log_file: Takes its output, appended.
+        log_file: Takes its output, appended; None: it writes where we do.
         env: The whole environment; None inherits ours.
         folder: The working folder, entered before the account is taken on; None inherits ours.
         account: Whom to run it as; None: as ourselves.
         stdin: What it reads there.
         stop_signal: What it takes as a request to end.
         stop_seconds: How long it may take before SIGKILL.
+        hurried_stop_seconds: How long it may take once it is hurried: asked a second time.
+        group: Neighbours on the stack that have the same one are stopped together; empty: each in its turn. Without
+            spaces.
+        may_leave: Whether it ends for good when it ends by itself with status 0; otherwise it is started again.
         prepare: Called before each start, with what was started last if that was not stopped in order.
         wait_ready: Called after each start; returns when it can be used, raises ChildStartError if it never will.
     """
 
     name: str
     argv: tuple[str, ...]
-    log_file: Path
+    log_file: Path | None
     env: Mapping[str, str] | None = None
     folder: Path | None = None
     account: Account | None = None
     stdin: str = ""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10
+    hurried_stop_seconds: float = HURRIED_STOP_SECONDS
+    group: str = ""
+    may_leave: bool = False
     prepare: Callable[[Charge | None], None] = field(default=lambda _: None)
     wait_ready: Callable[["Child"], None] = field(default=lambda _: None)
 
@@ -79,13 +92,13 @@ class Child:
         self.program = program
         self.exit_status: int | None = None
         self._ended = threading.Event()
-        self._log_start = _rotate(program.log_file)
+        self._log_start = _rotate(program.log_file) if program.log_file else 0
         self._born = time.monotonic()
         self._process = _spawn(program)
         self.pid = self._process.pid
-        self.charge = Charge(
-            program.name, self.pid, find_start(self.pid) or "ended", program.stop_signal, program.stop_seconds
-        )
+        orphan_seconds = min(program.stop_seconds, ORPHAN_STOP_SECONDS)
+        started_at = find_start(self.pid) or "ended"
+        self.charge = Charge(program.name, self.pid, started_at, program.stop_signal, orphan_seconds, program.group)
         threading.Thread(target=self._reap, name=f"reap-{program.name}", daemon=True).start()
 
     @property
@@ -102,8 +115,8 @@ class Child:
         return self._ended.wait(timeout_seconds)
 
     def read_log(self) -> str:
-        """What it wrote since this start."""
-        return _read_from(self.program.log_file, self._log_start)
+        """What it wrote since this start; nothing if it has no log of its own."""
+        return _read_from(self.program.log_file, self._log_start) if self.program.log_file else ""
 
     def wait_until(self, is_ready: Callable[[], bool], *, within_seconds: float) -> None:
         """Return when it says that it is ready.
@@ -123,24 +136,41 @@ class Child:
         """Ask it to end, wait its time, then kill its group.
 
         Args:
-            is_hurried: Asked while waiting; once true, the time left is cut to half a second.
+            is_hurried: Asked while waiting; once true, it is asked to end again and gets `hurried_stop_seconds`.
         """
         if self.has_ended():
             return
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, self.program.stop_signal)
+        self._ask_to_end()
         deadline = time.monotonic() + self.program.stop_seconds
         while not self.wait(POLL_SECONDS):
             if is_hurried():
-                deadline = min(deadline, time.monotonic() + HURRIED_STOP_SECONDS)
-                is_hurried = _never
+                self._insist()
+                return
             if time.monotonic() > deadline:
-                self._kill_group()
-                self.wait()
+                self._kill()
+                return
+
+    def _insist(self) -> None:
+        """Ask again, and again: a signal that comes too soon after another is heard as the same one."""
+        deadline = time.monotonic() + self.program.hurried_stop_seconds
+        while time.monotonic() < deadline:
+            self._ask_to_end()
+            if self.wait(INSIST_SECONDS):
+                return
+        self._kill()
+
+    def _ask_to_end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, self.program.stop_signal)
+
+    def _kill(self) -> None:
+        self._kill_group()
+        self.wait()
 
     def _fail(self, reason: str) -> ChildStartError:
         log_file = self.program.log_file
-        return ChildStartError(self.program.name, reason, read_last_words(log_file, self._log_start), log_file)
+        last_words = read_last_words(log_file, self._log_start) if log_file else ""
+        return ChildStartError(self.program.name, reason, last_words, log_file)
 
     def _reap(self) -> None:
         if hasattr(os, "waitid"):
@@ -165,10 +195,6 @@ def _read_from(log_file: Path, start: int) -> str:
         return log.read().decode(errors="replace")
 
 
-def _never() -> bool:
-    return False
-
-
 def _rotate(log_file: Path) -> int:
     """Keep one old log of at most 10 MB; return where the new lines will begin."""
     size = log_file.stat().st_size if log_file.exists() else 0
@@ -180,12 +206,12 @@ def _rotate(log_file: Path) -> int:
 
 def _spawn(program: Program) -> subprocess.Popen[bytes]:
     account = program.account
-    with program.log_file.open("ab") as log:
+    with program.log_file.open("ab") if program.log_file else nullcontext() as log:
         process = subprocess.Popen(  # noqa: S603
             program.argv,
             stdin=subprocess.PIPE if program.stdin else subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if log else None,
             env=program.env,
             cwd=program.folder,
             start_new_session=True,

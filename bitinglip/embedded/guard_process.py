@@ -1,8 +1,9 @@
 """The guard: a child that outlives a killed parent just long enough to stop what the parent left behind.
 
-It reads lines on stdin, `add NAME PID STARTED_AT SIGNAL SECONDS` and `remove NAME`. End of file means that the parent
-is gone, however it went: nothing else holds the other end. Then it stops what is left, the last added first. A name
-that is added again keeps its place: a database that was restarted is still stopped after what uses it.
+It reads lines on stdin, `add NAME PID STARTED_AT SIGNAL SECONDS [GROUP]` and `remove NAME`. End of file means that the
+parent is gone, however it went: nothing else holds the other end. Then it stops what is left, the last added first,
+neighbours of one group together. A name that is added again keeps its place: a database that was restarted is still
+stopped after what uses it.
 
 Run by path with `python -I -S` (9 MB of memory), so it imports the standard library only. Its neighbours import
 `find_start` and `stop_process` from here, so that a process is named and stopped in one way everywhere.
@@ -12,9 +13,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +34,7 @@ class Charge(NamedTuple):
         started_at: Its start in the kernel's words. (pid, started_at) is never used again; a pid is.
         stop_signal: What it takes as a request to end.
         stop_seconds: How long it may take before SIGKILL.
+        group: Neighbours that have the same one are stopped together; empty: each in its turn. Without spaces.
     """
 
     name: str
@@ -38,10 +42,13 @@ class Charge(NamedTuple):
     started_at: str
     stop_signal: int
     stop_seconds: float
+    group: str = ""
 
     def format(self) -> str:
         """The charge as one line of words."""
-        return f"{self.name} {self.pid} {self.started_at} {self.stop_signal:d} {self.stop_seconds}"
+        return (
+            f"{self.name} {self.pid} {self.started_at} {self.stop_signal:d} {self.stop_seconds} {self.group}".rstrip()
+        )
 
 
 def parse_charge(line: str) -> Charge:
@@ -50,8 +57,8 @@ def parse_charge(line: str) -> Charge:
     Raises:
         ValueError: If it did not.
     """
-    name, pid, started_at, stop_signal, stop_seconds = line.split()
-    return Charge(name, int(pid), started_at, int(stop_signal), float(stop_seconds))
+    name, pid, started_at, stop_signal, stop_seconds, *group = line.split()
+    return Charge(name, int(pid), started_at, int(stop_signal), float(stop_seconds), " ".join(group))
 
 
 def find_start(pid: int) -> str | None:
@@ -90,12 +97,20 @@ def watch_parent() -> None:
             charges[charge.name] = charge
         else:
             charges.pop(rest, None)
-    for charge in reversed(charges.values()):
-        _log(f"the parent is gone: stopping {charge.name} ({charge.pid})")
-        try:
-            stop_process(charge)
-        except (ProcessLookupError, PermissionError) as exc:
-            _log(f"cannot stop {charge.name} ({charge.pid}): {exc}")
+    for _, group in groupby(reversed(charges.values()), lambda charge: charge.group or charge.name):
+        threads = [threading.Thread(target=_stop_orphan, args=(charge,)) for charge in group]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _stop_orphan(charge: Charge) -> None:
+    _log(f"the parent is gone: stopping {charge.name} ({charge.pid})")
+    try:
+        stop_process(charge)
+    except (ProcessLookupError, PermissionError) as exc:
+        _log(f"cannot stop {charge.name} ({charge.pid}): {exc}")
 
 
 def _log(message: str) -> None:

@@ -166,7 +166,7 @@ class EmbeddedServers:
         """Stop every child, the last started first. Idempotent.
 
         Args:
-            is_hurried: Asked while waiting; once true, no child gets longer than half a second.
+            is_hurried: Asked while waiting; once true, every child is asked twice and gets its `hurried_stop_seconds`.
         """
         if self._lock is None:
             return

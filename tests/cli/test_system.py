@@ -1,4 +1,4 @@
-"""`up`, `demo` and `worker start`: real processes, which leave nothing behind."""
+"""`up` and `demo`: real processes, which leave nothing behind."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from bitinglip.client import Client
 from bitinglip.embedded import read_running, remove_data
 from bitinglip.store.database import Database
 from tests.cli.conftest import Run, Start
-from tests.conftest import System, eventually, wait_for_workers
+from tests.conftest import eventually
 
 
 @pytest.fixture
@@ -166,33 +164,6 @@ def test_a_worker_that_cannot_start_ends_up_with_its_last_words(
     assert process.returncode == 5, errors
     assert "before it was ready" in errors
     assert "broken-on-purpose" in errors
-
-
-def test_worker_start_is_one_worker_of_its_pool(
-    start: Start, processes: System, database: Database, client: Client
-) -> None:
-    processes.start_dispatcher()
-    process = start("worker", "start", "--pool", "default", "--number", "0")
-    wait_for_workers(database, 1)
-    assert client.submit("echo", text="hello").result(timeout=20) == {"text": "hello"}
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-
-
-def test_a_pool_of_workers_ends_with_its_parent(processes: System, database: Database, data_dir: Path) -> None:
-    code = (
-        "from pathlib import Path; from bitinglip.cli import pool, programs\n"
-        f"pool.run_pool(programs.plan_pool(None), Path({str(data_dir)!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_workers(database, 1)
-    family = list_descendants(process.pid)
-    process.terminate()
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert "worker 0 of pool 'default': log in " in errors
-    eventually(lambda: not any(is_alive(pid) for pid in family))
 
 
 @pytest.mark.usefixtures("alone")

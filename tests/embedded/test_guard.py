@@ -52,6 +52,17 @@ def test_a_replaced_child_keeps_its_place(tmp_path: Path, guard: Guard, start_ch
     assert order.read_text().split() == ["second", "first"]
 
 
+def test_neighbours_of_one_group_are_stopped_together(tmp_path: Path, guard: Guard, start_child) -> None:
+    script = "trap 'echo > {own}; until [ -e {other} ]; do sleep 0.02; done; exit 0' TERM; echo ready; {listen}"
+    left, right = tmp_path / "left", tmp_path / "right"
+    children = []
+    for own, other in ((left, right), (right, left)):
+        children.append(start_child(script.format(own=own, other=other, listen="while :; do sleep 1000 & wait; done")))
+        guard.add(make_charge(children[-1], own.name)._replace(group="pair"))
+    guard.close()
+    assert [child.wait(5) for child in children] == [0, 0]
+
+
 def test_a_child_that_ignores_its_signal_is_killed(guard: Guard, start_child) -> None:
     child = start_child("trap '' TERM; echo ready; while :; do sleep 1000; done")
     guard.add(make_charge(child, stop_seconds=0.2))
