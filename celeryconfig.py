@@ -4,7 +4,8 @@ Where: `celery -A bitinglip worker` and `bitinglip worker start` print which fil
 names another. The broker's URL and its password come from BITINGLIP_REDIS_URL, never from here.
 """
 
-# Threads that wait for an engine process; the engine is where the work is. One thread per slot, set by pools.toml.
+# Threads that wait for an engine process; the engine is where the work is. One thread per slot, set by pools.toml, and
+# one for chores.
 worker_pool = "threads"
 
 # A doorbell is acknowledged when its task has ended, and one worker holds no more of them than it has slots.
@@ -30,6 +31,9 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 task_serializer = "json"
 result_serializer = "json"
 accept_content = ["json"]
+
+# What recurs is in beat/schedule.toml, and what of it has run in PostgreSQL: `celery -A bitinglip beat` writes no file.
+beat_scheduler = "bitinglip.beat.scheduler:Scheduler"
 
 # Results are in PostgreSQL.
 task_ignore_result = True

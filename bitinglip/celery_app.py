@@ -20,6 +20,9 @@ from bitinglip.settings import ServerSettings, find_operator_file, load_settings
 DOORBELL_VERSION = 1
 """First argument of every doorbell, so that old and new workers can tell."""
 
+CHORE_QUEUE = "bitinglip.chores"
+"""The Celery queue of whatever is no generation: every worker consumes it besides its own."""
+
 CONFIG_VARIABLE = "BITINGLIP_CELERY_CONFIG"
 
 
@@ -76,7 +79,12 @@ def _read_configuration() -> dict[str, Any]:
         raise ConfigurationError(f"{path} cannot be run: {type(exc).__name__}: {exc}; mend it") from exc
     options = {name: value for name, value in values.items() if name.islower() and not name.startswith("_")}
     urls = load_settings(ServerSettings).find_urls()
-    return {**options, "broker_url": urls.redis_url, "result_backend": "bitinglip.tasks.RecordBackend"}
+    return {
+        **options,
+        "broker_url": urls.redis_url,
+        "result_backend": "bitinglip.tasks.RecordBackend",
+        "task_default_queue": CHORE_QUEUE,
+    }
 
 
-app = Celery("bitinglip", include=["bitinglip.tasks"], loader=Loader, set_as_current=False)
+app = Celery("bitinglip", include=["bitinglip.tasks", "bitinglip.chores"], loader=Loader, set_as_current=False)

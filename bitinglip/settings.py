@@ -18,6 +18,9 @@ from bitinglip.errors import ConfigurationError, SystemNotRunningError
 
 RUNNING_FILE = "running.json"
 
+MIN_TTL_SECONDS = 300
+MAX_TTL_SECONDS = 86_400
+
 
 class ServerUrls(NamedTuple):
     """Where the two servers are. Both hold passwords: never log them."""
@@ -70,29 +73,33 @@ class ServerSettings(_Settings):
         return ServerUrls(running["database_url"], running["redis_url"])
 
 
+def _task_setting(default: float, *, name: str, ge: float, le: float) -> Any:
+    """A bound setting that is also accepted under its bare name, TASK_*."""
+    return Field(default=default, ge=ge, le=le, validation_alias=AliasChoices(f"BITINGLIP_{name}", name))
+
+
 class TaskSettings(_Settings):
-    """What a task gets when its submitter does not say.
+    """What a task gets when its submitter does not say, and what an agent may ask for.
 
     Attributes:
         max_retry_count: Attempts after the first that a failing task gets.
         base_retry_delay: Seconds before the first retry; doubled for each one after it, jittered.
         default_ttl: Seconds in the queue before a task expires.
+        timeout: Seconds that one attempt may run.
+        max_queue_size: Tasks of one agent that wait at once.
+        channel_limit: Tasks of one channel that wait at once.
+        retention_days: Days that a finished task is kept.
     """
 
     model_config = SettingsConfigDict(env_prefix="", populate_by_name=True)
 
-    max_retry_count: int = Field(
-        default=3, ge=0, le=10, validation_alias=AliasChoices("BITINGLIP_TASK_MAX_RETRY_COUNT", "TASK_MAX_RETRY_COUNT")
-    )
-    base_retry_delay: float = Field(
-        default=2,
-        ge=1,
-        le=60,
-        validation_alias=AliasChoices("BITINGLIP_TASK_BASE_RETRY_DELAY", "TASK_BASE_RETRY_DELAY"),
-    )
-    default_ttl: int = Field(
-        default=3600, ge=300, le=86_400, validation_alias=AliasChoices("BITINGLIP_TASK_DEFAULT_TTL", "TASK_DEFAULT_TTL")
-    )
+    max_retry_count: int = _task_setting(3, name="TASK_MAX_RETRY_COUNT", ge=0, le=10)
+    base_retry_delay: float = _task_setting(2, name="TASK_BASE_RETRY_DELAY", ge=1, le=60)
+    default_ttl: int = _task_setting(3600, name="TASK_DEFAULT_TTL", ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS)
+    timeout: float = _task_setting(300, name="TASK_TIMEOUT", ge=1, le=86_400)
+    max_queue_size: int = _task_setting(1000, name="TASK_MAX_QUEUE_SIZE", ge=100, le=10_000)
+    channel_limit: int = _task_setting(100, name="TASK_CHANNEL_LIMIT", ge=10, le=1_000)
+    retention_days: int = _task_setting(30, name="TASK_RETENTION_DAYS", ge=1, le=3_650)
 
 
 class WorkerSettings(_Settings):
@@ -103,12 +110,23 @@ class WorkerSettings(_Settings):
         heartbeat_seconds: Between two heartbeats.
         lease_seconds: How long a silent worker keeps its tasks. At least three heartbeats.
         stream_seconds: How long the events of a finished task stay readable in Redis.
+        cancel_seconds: How long a task that was cancelled, or ran out of time, may take to stop before its engine is
+            killed.
+        drain_seconds: How long a worker that was told to stop lets its tasks run before it hands them back.
+        load_seconds: How long loading a model may take before the engine counts as stuck.
+        prefill_seconds: The same for a step that reads prompts.
+        step_seconds: The same for any other step.
     """
 
     pools_file: Path | None = None
     heartbeat_seconds: float = Field(default=2.0, ge=0.2, le=60)
     lease_seconds: float = Field(default=8.0, ge=1, le=600)
     stream_seconds: int = Field(default=3600, ge=60, le=604_800)
+    cancel_seconds: float = Field(default=5.0, ge=0.1, le=600)
+    drain_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    load_seconds: float = Field(default=900.0, ge=1, le=86_400)
+    prefill_seconds: float = Field(default=300.0, ge=1, le=86_400)
+    step_seconds: float = Field(default=120.0, ge=1, le=86_400)
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
@@ -119,6 +137,16 @@ class WorkerSettings(_Settings):
             )
             raise ValueError(message)
         return self
+
+
+class BeatSettings(_Settings):
+    """What recurs.
+
+    Attributes:
+        schedule_file: Where it is described; None: `beat/schedule.toml` of the checkout or the installed default.
+    """
+
+    schedule_file: Path | None = None
 
 
 class LogSettings(_Settings):
@@ -135,7 +163,7 @@ class LogSettings(_Settings):
 
 S = TypeVar("S", bound=_Settings)
 
-ALL_SETTINGS: tuple[type[_Settings], ...] = (ServerSettings, TaskSettings, WorkerSettings, LogSettings)
+ALL_SETTINGS: tuple[type[_Settings], ...] = (ServerSettings, TaskSettings, WorkerSettings, BeatSettings, LogSettings)
 
 
 def load_settings(settings: type[S]) -> S:

@@ -19,7 +19,7 @@ from bitinglip.client import Client
 from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.domain.task import Status, Task
 from bitinglip.errors import InvalidRequestError, TaskEndedError, TaskNotFoundError
-from bitinglip.lifecycle.run import Outcome
+from bitinglip.lifecycle.outcome import Outcome
 from bitinglip.store.tasks import Doorbell
 from bitinglip.worker.celery import get_runtime, send_revoked_event
 
@@ -70,7 +70,7 @@ class GenerationTask(CeleryTask):
                 return report.outcome
             case Outcome.FAILED:
                 raise GenerationFailedError(report.error)
-            case Outcome.RETRIED:
+            case Outcome.RETRIED | Outcome.RELEASED:
                 raise Retry(report.error)
             case Outcome.CANCELLED:
                 send_revoked_event(task_id)

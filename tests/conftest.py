@@ -115,6 +115,7 @@ class System:
     urls: ServerUrls
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    working_folder: Path = REPOSITORY
 
     def start_dispatcher(self, name: str = "dispatcher") -> None:
         """Start a dispatcher; it needs no time to be useful."""
@@ -173,7 +174,7 @@ class System:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
-                cwd=REPOSITORY,
+                cwd=self.working_folder,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

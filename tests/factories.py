@@ -28,7 +28,7 @@ def make_echo(*, agent: str | None = None, priority: str | None = None, **payloa
 def submit(database: Database, *requests: TaskRequest) -> list[uuid.UUID]:
     """Record tasks; without requests, one echo."""
     wanted = requests or (make_echo(),)
-    submit_tasks(database, wanted, TaskSettings())
+    submit_tasks(database, wanted, TaskSettings(max_queue_size=10_000))
     return [request.id for request in wanted]
 
 

@@ -9,6 +9,8 @@ from bitinglip.dispatcher.loop import Dispatcher
 from bitinglip.errors import BitingLipError
 from bitinglip.settings import ServerSettings, WorkerSettings, load_settings
 from bitinglip.store.database import Database
+from bitinglip.streams.reader import connect
+from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import configure_logging, get_logger
 
 
@@ -19,8 +21,11 @@ def main() -> int:
         urls = load_settings(ServerSettings).find_urls()
         database = Database(urls.database_url, name="bitinglip-dispatcher")
         database.check_schema()
-        lease_seconds = load_settings(WorkerSettings).lease_seconds
-        dispatcher = Dispatcher(database, DoorbellRinger(app), lease_seconds=lease_seconds)
+        settings = load_settings(WorkerSettings)
+        writer = EventWriter(connect(urls.redis_url), keep_seconds=settings.stream_seconds)
+        dispatcher = Dispatcher(
+            database, DoorbellRinger(app), writer.announce_changes, lease_seconds=settings.lease_seconds
+        )
     except BitingLipError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code
@@ -28,6 +33,7 @@ def main() -> int:
         signal.signal(number, lambda *_: dispatcher.stop())
     get_logger().info("dispatcher_started", database=database.address)
     dispatcher.run()
+    writer.close()
     database.close()
     return 0
 

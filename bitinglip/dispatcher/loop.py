@@ -1,9 +1,10 @@
-"""The dispatcher's loop: a round whenever something happened, a sweep each second."""
+"""The dispatcher's loop: a round whenever something happened, a sweep twice a second."""
 
 import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -14,12 +15,14 @@ from sqlalchemy.exc import DBAPIError
 from bitinglip.dispatcher.doorbells import DoorbellRinger
 from bitinglip.dispatcher.round import RoundResult, run_round
 from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
-from bitinglip.lifecycle.rescue import sweep
+from bitinglip.dispatcher.sweep import sweep
+from bitinglip.lifecycle.waiting import settle
 from bitinglip.store.database import Database
-from bitinglip.store.tasks import READY_CHANNEL
+from bitinglip.store.tasks import READY_CHANNEL, Change
 from bitinglip.telemetry import get_logger
 
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 0.5
+"""Half a second after a lease has run out, its tasks are somebody else's."""
 
 FULL_SECONDS = 0.02
 """After a round that left no worker room: each has a task at hand for every slot, so the next can gather what ends."""
@@ -77,13 +80,23 @@ class Dispatcher:
     Args:
         database: With two connections: one to plan, one to listen.
         ringer: Where doorbells go.
+        announce: Told what sweeps made of tasks.
         lease_seconds: How long a silent worker keeps its tasks.
     """
 
-    def __init__(self, database: Database, ringer: DoorbellRinger, *, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ringer: DoorbellRinger,
+        announce: Callable[[list[Change]], None],
+        *,
+        lease_seconds: float,
+    ) -> None:
         self._database = database
         self._ringer = ringer
+        self._announce = announce
         self._lease_seconds = lease_seconds
+        self._rescues_from = 0.0
         self._listener = Listener(database)
         self._stop = threading.Event()
         self._broker_reachable = True
@@ -99,8 +112,9 @@ class Dispatcher:
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= next_sweep:
-                    sweep(self._database, lease_seconds=self._lease_seconds)
+                    self._sweep()
                     next_sweep = time.monotonic() + SWEEP_SECONDS
+                self._announce(settle(self._database))
                 result = self.dispatch_once()
                 if result.more:
                     continue
@@ -109,8 +123,14 @@ class Dispatcher:
                 self._listener.wait(max(0.0, next_sweep - time.monotonic()))
             except DatabaseUnreachableError as exc:
                 log.warning("database_unreachable", reason=str(exc))
+                # PostgreSQL may have been away for everybody: workers get a whole lease to renew theirs.
+                self._rescues_from = time.monotonic() + self._lease_seconds
                 self._stop.wait(SWEEP_SECONDS)
         self._listener.close()
+
+    def _sweep(self) -> None:
+        may_rescue = time.monotonic() >= self._rescues_from
+        self._announce(sweep(self._database, lease_seconds=self._lease_seconds if may_rescue else None))
 
     def dispatch_once(self) -> RoundResult:
         """Plan, reserve, ring."""

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from bitinglip.domain.payloads import EchoPayload, Payload, TextPayload
+from bitinglip.domain.payloads import AgentPayload, EchoPayload, Payload, TextPayload
 from bitinglip.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -25,24 +25,38 @@ class Kind:
     Attributes:
         name: What `tasks.type` holds and pools.toml lists.
         payload: What a task of this kind asks for.
-        engine: `module:function`, called as `load(config: EngineConfig) -> Engine` in the engine process.
+        engine: `module:function`, called as `load(config: EngineConfig) -> Engine` in the engine process; None: no
+            worker does it, the agent takes it itself.
         needs_model: Whether a task of this kind names a model.
+        continues: Whether its engine goes on from the tokens that an earlier attempt made.
+        max_attempts: Attempts that a task of it may spend; None: as the settings say.
+        base_retry_seconds: Before its first retry; None: as the settings say.
     """
 
     name: str
     payload: type[Payload]
-    engine: str
+    engine: str | None
     needs_model: bool = True
+    continues: bool = False
+    max_attempts: int | None = None
+    base_retry_seconds: float | None = None
 
     def import_engine(self) -> "Callable[..., Any]":
-        """The engine's `load`; imports whatever it needs, torch included."""
+        """The engine's `load`; imports whatever it needs, torch included.
+
+        Raises:
+            InvalidRequestError: If no engine does this kind.
+        """
+        if self.engine is None:
+            raise InvalidRequestError("type", self.name, "agents take it themselves, no engine does it")
         module, _, function = self.engine.partition(":")
         load: Callable[..., Any] = getattr(import_module(module), function)
         return load
 
 
-TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load")
+TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load", continues=True)
 ECHO = Kind("echo", EchoPayload, "bitinglip.engine.fake:load", needs_model=False)
+AGENT = Kind("agent", AgentPayload, engine=None, needs_model=False)
 
 
 @cache

@@ -146,3 +146,11 @@ class EchoPayload(Payload):
     def make_title(self) -> str:
         """The beginning of the text."""
         return " ".join(self.text.split())[:200] or "echo"
+
+
+class AgentPayload(Payload):
+    """Work that an agent takes itself: BitingLip keeps, orders and hands it out, and does not look inside."""
+
+    MAIN_FIELD: ClassVar[str] = "payload"
+
+    payload: CleanJson = Field(default_factory=dict)

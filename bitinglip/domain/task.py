@@ -6,18 +6,21 @@ every other writer.
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import uuid_utils.compat
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitinglip.domain.catalogue import get_kind
 from bitinglip.domain.payloads import CleanText, Payload, dump_json
 from bitinglip.errors import InvalidRequestError, TaskNotFoundError
+from bitinglip.settings import MAX_TTL_SECONDS, MIN_TTL_SECONDS
 
 MAX_METADATA_BYTES = 65_536
+MAX_PARENTS = 1_000
+MAX_DAYS_AHEAD = 366
 
 
 class Status(StrEnum):
@@ -66,12 +69,34 @@ def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def _check_not_before(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        message = "has no time zone; add one, such as +00:00"
+        raise ValueError(message)
+    ahead = moment - datetime.now(UTC)
+    if not timedelta(0) < ahead < timedelta(days=MAX_DAYS_AHEAD):
+        message = f"is not ahead of now ({datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}) by at most {MAX_DAYS_AHEAD} days"
+        raise ValueError(message)
+    return moment
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+Title = Annotated[CleanText, Field(min_length=1, max_length=200)]
+Description = Annotated[CleanText, Field(max_length=2_000)]
 AgentId = Annotated[CleanText, Field(min_length=1, max_length=100)]
 ChannelId = Annotated[str, Field(pattern=r"^[0-9]{17,19}$")]
 
 
 class TaskRequest(BaseModel):
-    """A task that is asked for, valid in everything that needs no model and no database."""
+    """A task that is asked for, valid in everything that needs no model and no database.
+
+    Attributes:
+        ttl: Seconds in the queue before it expires; None: as the settings say.
+        not_before: It does not start before then.
+        depends_on: Tasks of the same agent that must complete first.
+        idempotency_key: A second submission of the agent with the same key is the same task.
+        max_attempts: Attempts that it may spend; None: as its kind or the settings say.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,9 +108,21 @@ class TaskRequest(BaseModel):
     model: Annotated[CleanText, Field(min_length=1, max_length=500)] | None = None
     user_id: Annotated[CleanText, Field(min_length=1, max_length=100)] | None = None
     channel_id: ChannelId | None = None
-    title: Annotated[CleanText, Field(min_length=1, max_length=200)]
-    description: Annotated[CleanText, Field(max_length=2_000)] | None = None
-    metadata: Annotated[dict[str, Any], AfterValidator(_check_metadata)] = Field(default_factory=dict)
+    title: Title
+    description: Description | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    ttl: int | None = Field(default=None, ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS)
+    not_before: Annotated[datetime, AfterValidator(_check_not_before)] | None = None
+    depends_on: list[uuid.UUID] = Field(default_factory=list, max_length=MAX_PARENTS)
+    idempotency_key: Annotated[CleanText, Field(min_length=1, max_length=200)] | None = None
+    max_attempts: int | None = Field(default=None, ge=1, le=11)
+
+    @model_validator(mode="after")
+    def _check_parents(self) -> Self:
+        if self.id in self.depends_on:
+            message = "depends_on: a task cannot wait for itself; name others"
+            raise ValueError(message)
+        return self
 
 
 def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> TaskRequest:
@@ -106,6 +143,7 @@ def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> T
     try:
         checked = kind.payload.model_validate(dict(payload))
         given.setdefault("title", checked.make_title())
+        given.setdefault("max_attempts", kind.max_attempts)
         return TaskRequest(type=kind_name, payload=checked, **given)
     except ValidationError as exc:
         raise describe_first_error(exc) from exc
@@ -117,7 +155,8 @@ def describe_first_error(exc: ValidationError) -> InvalidRequestError:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not error["loc"]:
         field, _, remedy = message.partition(": ")
-        return InvalidRequestError(field, error["input"].get(field), remedy)
+        given = error["input"].get(field) if isinstance(error["input"], dict) else getattr(error["input"], field, None)
+        return InvalidRequestError(field, given, remedy)
     field = ".".join(str(part) for part in error["loc"])
     bounds = error.get("ctx", {})
     match error["type"]:

@@ -8,14 +8,15 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitinglip.errors import WorkerNotFoundError
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.queues import notify_dispatchers
 from bitinglip.store.tasks import Doorbell
 from bitinglip.store.workers import (
     WorkerRecord,
     drain_worker,
+    find_worker,
     insert_worker,
-    is_name_registered,
     list_held,
     release_tasks,
     renew_lease,
@@ -53,25 +54,40 @@ def register_worker(database: Database, worker: WorkerRecord, *, lease_seconds: 
         notify_dispatchers(connection)
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What PostgreSQL says of a worker.
+
+    Attributes:
+        draining: It is given no more tasks.
+        held: What is reserved for it or running.
+    """
+
+    draining: bool
+    held: list[HeldTask]
+
+
 def renew(
     database: Database, worker_id: uuid.UUID, *, lease_seconds: float, models: Sequence[str], memory_bytes: int
-) -> list[HeldTask] | None:
+) -> Lease | None:
     """Extend the lease and return what is this worker's; None if the lease was given to others.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away. The lease runs on.
     """
 
-    def beat() -> list[HeldTask] | None:
+    def beat() -> Lease | None:
         with database.transaction(durable=False) as connection:
-            if not renew_lease(
+            state = renew_lease(
                 connection, worker_id, lease_seconds=lease_seconds, models=models, memory_bytes=memory_bytes
-            ):
+            )
+            if state is None:
                 return None
-            return [
+            held = [
                 HeldTask(Doorbell(row.id, row.attempt), row.running, row.cancelled, row.reserved_seconds)
                 for row in list_held(connection, worker_id)
             ]
+            return Lease(state == "draining", held)
 
     return retry_once(beat)
 
@@ -79,13 +95,18 @@ def renew(
 def is_name_taken(database: Database, name: str) -> bool:
     """Whether a worker of that name is registered now."""
     with database.transaction() as connection:
-        return is_name_registered(connection, name)
+        return find_worker(connection, name) is not None
 
 
-def drain(database: Database, worker_id: uuid.UUID) -> None:
+def drain(database: Database, worker_id: uuid.UUID, problem: str | None = None) -> None:
     """Take no more tasks and give back what has not begun; what runs goes on.
 
     Idempotent, and to be repeated: a dispatcher that planned meanwhile may have reserved something still.
+
+    Args:
+        database: Where it is registered.
+        worker_id: The worker.
+        problem: What is wrong with it; None: nothing, it was asked to.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away.
@@ -93,17 +114,46 @@ def drain(database: Database, worker_id: uuid.UUID) -> None:
 
     def give_back() -> None:
         with database.transaction() as connection:
-            drain_worker(connection, worker_id)
+            drain_worker(connection, worker_id, problem)
             return_reserved(connection, worker_id)
             notify_dispatchers(connection)
 
     retry_once(give_back)
 
 
+def drain_by_name(database: Database, name: str) -> uuid.UUID:
+    """Tell a worker from afar to take no more and to leave when its tasks have ended; returns its id.
+
+    Raises:
+        WorkerNotFoundError: If no worker of that name is registered.
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+
+    def tell() -> uuid.UUID | None:
+        with database.transaction() as connection:
+            found = find_worker(connection, name)
+            if found is None:
+                return None
+            drain_worker(connection, found.id)
+            return_reserved(connection, found.id)
+            notify_dispatchers(connection)
+            worker_id: uuid.UUID = found.id
+            return worker_id
+
+    told = retry_once(tell)
+    if told is None:
+        raise WorkerNotFoundError(name)
+    return told
+
+
 def leave(database: Database, worker_id: uuid.UUID) -> int:
-    """End the registration and free what is still held; returns how many tasks go to others."""
+    """End the registration and free what is still held; returns how many tasks go to others.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away. The lease will end.
+    """
     with database.transaction() as connection:
         retire_worker(connection, worker_id)
         released = release_tasks(connection)
         notify_dispatchers(connection)
-        return released
+        return len(released)

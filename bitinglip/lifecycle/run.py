@@ -4,6 +4,7 @@ Invariant: an attempt runs at most once at a time in a process, however often it
 gives is recorded only while the attempt is this worker's.
 """
 
+import math
 import queue
 import threading
 import time
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import assert_never
 
-from bitinglip.domain.catalogue import get_kind
-from bitinglip.domain.retry import decide_retry
+from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.engine import wire
-from bitinglip.engine.base import EngineEvent, Failed, Finished, Progress, Text, Usage
+from bitinglip.engine.base import EngineEvent, EngineLost, Failed, Finished, Progress, Text
 from bitinglip.engine.link import EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
+from bitinglip.lifecycle.outcome import Outcome, StopReason, decide_ending
+from bitinglip.lifecycle.solitude import Solitude
 from bitinglip.registry.locate import locate_model
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.events import EventName
@@ -27,16 +29,6 @@ from bitinglip.telemetry import get_logger
 DATABASE_RETRY_SECONDS = 0.5
 
 log = get_logger()
-
-
-class Outcome(StrEnum):
-    """How a run ended."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    RETRIED = "retried"
-    CANCELLED = "cancelled"
-    NOT_OURS = "not_ours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +42,40 @@ class RunReport:
 NOT_OURS = RunReport(Outcome.NOT_OURS)
 
 
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """How long things may take.
+
+    Attributes:
+        attempt_seconds: An attempt, from its engine's start to its end.
+        stop_seconds: A request that was told to stop, before its engine is killed.
+        base_retry_seconds: Before the first retry of a task that failed.
+    """
+
+    attempt_seconds: float = 300.0
+    stop_seconds: float = 5.0
+    base_retry_seconds: float = 2.0
+
+
+class _Stop:
+    """In an attempt's queue of events: look at `stop` again."""
+
+
 @dataclass(slots=True)
 class RunningAttempt:
     """An attempt that this process works on.
 
     Attributes:
         claimed_at: On the monotonic clock; None before the claim has succeeded.
-        abandoned: PostgreSQL says that it is no longer this worker's.
+        stop: Why it was told to stop; None: it was not.
+        last_text: The end of its text, which is shown when the ending has been recorded.
     """
 
     doorbell: Doorbell
     claimed_at: float | None = None
-    abandoned: bool = False
-    events: "queue.SimpleQueue[EngineEvent]" = field(default_factory=queue.SimpleQueue)
+    stop: StopReason | None = None
+    last_text: Text | None = None
+    events: "queue.SimpleQueue[EngineEvent | _Stop]" = field(default_factory=queue.SimpleQueue)
 
     @property
     def request_id(self) -> str:
@@ -79,7 +92,7 @@ class TaskRunner:
         link: The engine process.
         writer: Where events go.
         slots: Attempts that run at once.
-        base_retry_seconds: Before the first retry of a task that failed.
+        limits: How long things may take.
     """
 
     def __init__(
@@ -90,14 +103,15 @@ class TaskRunner:
         writer: EventWriter,
         *,
         slots: int,
-        base_retry_seconds: float,
+        limits: RunLimits,
     ) -> None:
         self._claim = claim
         self._finish = finish
         self._link = link
         self._writer = writer
         self._slots = threading.Semaphore(slots)
-        self._base_retry_seconds = base_retry_seconds
+        self._limits = limits
+        self._solitude = Solitude()
         self._mutex = threading.Lock()
         self._running: dict[Doorbell, RunningAttempt] = {}
         self._folders: dict[str, str] = {}
@@ -107,15 +121,12 @@ class TaskRunner:
         with self._mutex:
             return dict(self._running)
 
-    def stop_attempt(self, attempt: RunningAttempt, *, abandoned: bool) -> None:
-        """Stop an attempt at its engine's next step.
-
-        Args:
-            attempt: From `list_running`.
-            abandoned: It is no longer this worker's; nothing is recorded.
-        """
-        attempt.abandoned = attempt.abandoned or abandoned
-        self._link.cancel(attempt.request_id)
+    def stop_attempt(self, attempt: RunningAttempt, reason: StopReason) -> None:
+        """Stop an attempt at its engine's next step; returns at once. A stronger reason replaces a weaker one."""
+        if attempt.stop is None or reason > attempt.stop:
+            attempt.stop = reason
+            attempt.events.put(_Stop())
+            self._solitude.look_again()
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Claim, compute, record. Blocks until the attempt has ended; a repeated doorbell returns at once."""
@@ -132,6 +143,8 @@ class TaskRunner:
                 del self._running[doorbell]
 
     def _run_claimed(self, attempt: RunningAttempt) -> RunReport:
+        if attempt.stop is not None:
+            return NOT_OURS
         try:
             task = self._claim(attempt.doorbell)
         except DatabaseUnreachableError as exc:
@@ -141,30 +154,66 @@ class TaskRunner:
         if task is None:
             return NOT_OURS
         attempt.claimed_at = time.monotonic()
-        events = self._writer.open_attempt(task.task_id, task.attempt)
-        events.publish(EventName.STARTED, attempt=task.attempt)
-        ended = self._compute(attempt, task, events)
+        kind = find_kinds().get(task.type)
+        events, made_token_ids = self._writer.begin_attempt(
+            task.task_id, task.attempt, task.agent_id, continues=kind is not None and kind.continues
+        )
+        with self._solitude.enter(alone=task.suspect, gives_up=lambda: attempt.stop is not None) as admitted:
+            if admitted:
+                ended = self._compute(attempt, task, events, made_token_ids)
+            else:
+                ended = Failed(attempt.request_id, "cancelled", "stopped before it began", retryable=False)
         return self._record(attempt, task, ended, events)
 
-    def _compute(self, attempt: RunningAttempt, task: ClaimedTask, events: AttemptEvents) -> Finished | Failed:
+    def _compute(
+        self, attempt: RunningAttempt, task: ClaimedTask, events: AttemptEvents, made_token_ids: list[int]
+    ) -> Finished | Failed | EngineLost:
         try:
             kind = get_kind(task.type)
             folder = self._find_folder(task.model or "") if kind.needs_model else None
         except BitingLipError as exc:
             return Failed(attempt.request_id, exc.code, str(exc), retryable=False)
-        command = wire.Run(attempt.request_id, task.type, task.model, folder, task.payload)
+        command = wire.Run(attempt.request_id, task.type, task.model, folder, task.payload, made_token_ids)
         self._link.start(command, attempt.events.put)
+        return self._await_end(attempt, events)
+
+    def _await_end(self, attempt: RunningAttempt, events: AttemptEvents) -> Finished | Failed | EngineLost:
+        """Pass on what the engine gives, and see to it that it ends in time."""
+        out_of_time_at = time.monotonic() + self._limits.attempt_seconds
+        killed_at = math.inf
         while True:
-            event = attempt.events.get()
+            patience = min(out_of_time_at, killed_at) - time.monotonic()
+            try:
+                event = attempt.events.get(timeout=None if math.isinf(patience) else max(0.0, patience))
+            except queue.Empty:
+                if time.monotonic() >= killed_at:
+                    killed_at = math.inf
+                    self._kill_engine(attempt)
+                else:
+                    out_of_time_at = math.inf
+                    self.stop_attempt(attempt, StopReason.TIME_LIMIT)
+                continue
             match event:
-                case Finished() | Failed():
+                case Finished() | Failed() | EngineLost():
                     return event
+                case Text(last=True):
+                    attempt.last_text = event
                 case Text(_, text, token_ids):
                     events.publish(EventName.TEXT, text=text, token_ids=token_ids)
                 case Progress(_, fraction):
                     events.publish(EventName.PROGRESS, fraction=fraction)
+                case _Stop():
+                    out_of_time_at = math.inf
+                    # A stronger reason does not give more time.
+                    killed_at = min(killed_at, time.monotonic() + self._limits.stop_seconds)
+                    self._link.cancel(attempt.request_id)
                 case _:
                     assert_never(event)
+
+    def _kill_engine(self, attempt: RunningAttempt) -> None:
+        seconds = self._limits.stop_seconds
+        log.warning("engine_killed", task_id=str(attempt.doorbell.task_id), reason=attempt.stop, waited_seconds=seconds)
+        self._link.kill(f"killed, because another request did not stop within {seconds:g} s", attempt.request_id)
 
     def _find_folder(self, model: str) -> str:
         """The model's folder, inspected the first time this process uses it."""
@@ -173,55 +222,43 @@ class TaskRunner:
         return self._folders[model]
 
     def _record(
-        self, attempt: RunningAttempt, task: ClaimedTask, ended: Finished | Failed, events: AttemptEvents
+        self, attempt: RunningAttempt, task: ClaimedTask, ended: Finished | Failed | EngineLost, events: AttemptEvents
     ) -> RunReport:
-        ending = self._decide_ending(task, ended)
+        if attempt.stop is StopReason.ABANDONED:
+            return NOT_OURS
+        ending = decide_ending(
+            task,
+            ended,
+            stop=attempt.stop,
+            attempt_seconds=self._limits.attempt_seconds,
+            base_retry_seconds=self._limits.base_retry_seconds,
+        )
         recorded = self._finish_surely(attempt, ending)
         if recorded is None:
             log.info("result_discarded", task_id=str(task.task_id), attempt=task.attempt)
             return NOT_OURS
         outcome = Outcome(recorded)
         error = str(ending.error["message"]) if ending.error else ""
-        if outcome is Outcome.RETRIED:
-            log.info("task_retried", task_id=str(task.task_id), attempt=task.attempt, delay=ending.retry_seconds)
-            events.publish(EventName.RETRIED, attempt=task.attempt, error=ending.error)
-        else:
-            events.publish(EventName.FINISHED, status=outcome, error=ending.error)
+        match outcome:
+            case Outcome.RETRIED:
+                log.info("task_retried", task_id=str(task.task_id), attempt=task.attempt, delay=ending.retry_seconds)
+                events.publish(EventName.RETRIED, attempt=task.attempt, error=ending.error)
+            case Outcome.RELEASED:
+                log.info("task_released", task_id=str(task.task_id), attempt=task.attempt, suspect=ending.suspect)
+                events.publish(EventName.RELEASED, attempt=task.attempt, error=ending.error)
+            case _:
+                if attempt.last_text is not None and outcome is Outcome.COMPLETED:
+                    last = attempt.last_text
+                    events.publish(EventName.TEXT, text=last.text, token_ids=last.token_ids)
+                events.publish(EventName.FINISHED, status=outcome, error=ending.error)
         return RunReport(outcome, error)
-
-    def _decide_ending(self, task: ClaimedTask, ended: Finished | Failed) -> Ending:
-        usage = _usage_json(ended.usage)
-        if isinstance(ended, Finished):
-            return Ending(task.task_id, task.attempt, Outcome.COMPLETED, result=ended.result, usage=usage)
-        error = {"code": ended.code, "message": ended.message, "retryable": ended.retryable}
-        if ended.code == "cancelled":
-            return Ending(task.task_id, task.attempt, Outcome.CANCELLED, error=error, usage=usage)
-        decision = decide_retry(
-            failures=task.failures,
-            max_attempts=task.max_attempts,
-            retryable=ended.retryable,
-            base_seconds=self._base_retry_seconds,
-        )
-        if decision.delay is None:
-            return Ending(task.task_id, task.attempt, Outcome.FAILED, error=error, usage=usage)
-        seconds = decision.delay.total_seconds()
-        return Ending(task.task_id, task.attempt, Outcome.RETRIED, error=error, usage=usage, retry_seconds=seconds)
 
     def _finish_surely(self, attempt: RunningAttempt, ending: Ending) -> str | None:
         """Record an ending, however long PostgreSQL is away, unless the attempt was given to others meanwhile."""
-        while not attempt.abandoned:
+        while attempt.stop is not StopReason.ABANDONED:
             try:
                 return self._finish(ending)
             except DatabaseUnreachableError as exc:
                 log.warning("finish_delayed", task_id=str(ending.task_id), reason=str(exc))
                 time.sleep(DATABASE_RETRY_SECONDS)
         return None
-
-
-def _usage_json(usage: Usage) -> dict[str, float | int]:
-    return {
-        "engine_seconds": round(usage.engine_seconds, 6),
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }

@@ -1,28 +1,147 @@
 """Step 1 of 4: a request becomes a record, durable before the caller hears of it."""
 
+import uuid
 from collections.abc import Sequence
+from typing import NoReturn
+
+from sqlalchemy import Connection
 
 from bitinglip.domain.task import TaskRequest
+from bitinglip.errors import InvalidRequestError, LimitExceededError, TaskNotFoundError
 from bitinglip.settings import TaskSettings
 from bitinglip.store.database import Database, retry_once
-from bitinglip.store.tasks import insert_tasks
+from bitinglip.store.submissions import Limits, Refusal, find_keyed, insert_tasks, mark_parents
 
 BATCH = 1_000
 
 
-def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: TaskSettings) -> None:
-    """Record tasks in the order given, in transactions of up to `BATCH`.
+def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
+    """Record tasks in the order given, in transactions of up to `BATCH`; returns the id of each.
+
+    An id is that of an earlier task where the idempotency key was used before.
 
     Raises:
+        InvalidRequestError: If a task depends on another agent's, or on one after it, or its idempotency key was used
+            for something else. Nothing of the current batch is recorded.
+        TaskNotFoundError: If a parent is not known. Nothing of the current batch is recorded.
+        LimitExceededError: If too many would wait. Nothing of the current batch is recorded.
         DatabaseUnreachableError: If PostgreSQL is away. Nothing of the current batch is recorded.
     """
+    ids: list[uuid.UUID] = []
     for start in range(0, len(requests), BATCH):
-        _submit_batch(database, requests[start : start + BATCH], settings)
+        ids += _submit_batch(database, requests[start : start + BATCH], settings)
+    return ids
 
 
-def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: TaskSettings) -> None:
-    def insert() -> None:
+def submit_within(connection: Connection, request: TaskRequest, settings: TaskSettings) -> uuid.UUID:
+    """Record one task in a transaction of the caller's, which a refusal does not spoil; returns its id.
+
+    Raises:
+        InvalidRequestError: As `submit_tasks`.
+        TaskNotFoundError: As `submit_tasks`.
+        LimitExceededError: As `submit_tasks`.
+    """
+    return _insert_whole(connection, [request], settings)[0]
+
+
+def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
+    def insert_whole() -> list[uuid.UUID]:
+        with database.transaction() as connection:
+            return _insert_whole(connection, batch, settings)
+
+    def insert_alone(*, exact: bool) -> Sequence[Refusal]:
         with database.statement() as connection:
-            insert_tasks(connection, batch, max_attempts=settings.max_retry_count + 1, ttl_seconds=settings.default_ttl)
+            return _insert(connection, batch, settings, exact=exact)
 
-    retry_once(insert)
+    def find_ids() -> list[uuid.UUID]:
+        with database.statement() as connection:
+            return _find_ids(connection, batch)
+
+    single = len(batch) == 1
+    if any(request.depends_on or (request.idempotency_key and not single) for request in batch):
+        return retry_once(insert_whole)
+    # The shared lock is enough where there is room for everybody.
+    refused = not single or retry_once(lambda: insert_alone(exact=False))
+    if refused and (refusals := retry_once(lambda: insert_alone(exact=True))):
+        _refuse(refusals[0])
+    return retry_once(find_ids) if batch[0].idempotency_key else [request.id for request in batch]
+
+
+def _insert_whole(connection: Connection, batch: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
+    requests = _name_recorded_parents(connection, batch)
+    _check_parents(connection, requests)
+    refusals = _insert(connection, requests, settings, exact=True)
+    if refusals:
+        _refuse(refusals[0])
+    # Before the commit: a key that was used for something else undoes the batch.
+    return _find_ids(connection, batch)
+
+
+def _insert(
+    connection: Connection, requests: Sequence[TaskRequest], settings: TaskSettings, *, exact: bool
+) -> list[Refusal]:
+    return insert_tasks(
+        connection,
+        requests,
+        limits=Limits(settings.max_queue_size, settings.channel_limit),
+        max_attempts=settings.max_retry_count + 1,
+        ttl_seconds=settings.default_ttl,
+        exact=exact,
+    )
+
+
+def _name_recorded_parents(connection: Connection, batch: Sequence[TaskRequest]) -> list[TaskRequest]:
+    """The batch, with children of the tasks that are recorded where it repeats parents by their keys."""
+    parents = {parent for request in batch for parent in request.depends_on}
+    keyed = {(r.agent_id, r.idempotency_key): r.id for r in batch if r.id in parents and r.idempotency_key}
+    if not keyed:
+        return list(batch)
+    rows = find_keyed(connection, [*keyed])
+    recorded = {keyed[row.agent_id, row.idempotency_key]: row.id for row in rows}
+    return [
+        request.model_copy(update={"depends_on": [recorded.get(parent, parent) for parent in request.depends_on]})
+        for request in batch
+    ]
+
+
+def _check_parents(connection: Connection, batch: Sequence[TaskRequest]) -> None:
+    parents = {parent for request in batch for parent in request.depends_on}
+    before: dict[uuid.UUID, str] = {}
+    recorded = mark_parents(connection, parents) if parents else {}
+    later = {request.id for request in batch}
+    for request in batch:
+        later.discard(request.id)
+        for parent in request.depends_on:
+            if parent in later:
+                raise InvalidRequestError("depends_on", str(parent), "comes after the task; submit parents first")
+            agent_id = before.get(parent) or recorded.get(parent)
+            if agent_id is None:
+                raise TaskNotFoundError(parent)
+            if agent_id != request.agent_id:
+                remedy = f"a task of another agent than {request.agent_id!r}; depend on your own tasks"
+                raise InvalidRequestError("depends_on", str(parent), remedy)
+        before[request.id] = request.agent_id
+
+
+def _refuse(refusal: Refusal) -> NoReturn:
+    if refusal.scope == "priority":
+        raise LimitExceededError("priority", refusal.name, limit=refusal.limit, waiting=refusal.waiting)
+    raise LimitExceededError(refusal.scope, refusal.name, limit=int(refusal.limit), waiting=int(refusal.waiting))
+
+
+def _find_ids(connection: Connection, batch: Sequence[TaskRequest]) -> list[uuid.UUID]:
+    """The id under which each request is recorded."""
+    keys = [(request.agent_id, request.idempotency_key) for request in batch if request.idempotency_key]
+    if not keys:
+        return [request.id for request in batch]
+    rows = find_keyed(connection, keys)
+    recorded = {(row.agent_id, row.idempotency_key): (row.id, (row.type, row.model, row.payload)) for row in rows}
+    ids = []
+    for request in batch:
+        asked = (request.type, request.model, request.payload.model_dump(mode="json", exclude_defaults=True))
+        task_id, known = recorded.get((request.agent_id, request.idempotency_key), (request.id, asked))
+        if known != asked:
+            remedy = f"was used for task {task_id}, which asks for something else; use another key"
+            raise InvalidRequestError("idempotency_key", request.idempotency_key, remedy)
+        ids.append(task_id)
+    return ids

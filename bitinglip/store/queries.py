@@ -28,69 +28,78 @@ def get_task(connection: Connection, task_id: uuid.UUID) -> Task | None:
     return None if row is None else Task.model_validate(row._mapping)
 
 
-def list_tasks(
-    connection: Connection,
-    *,
-    statuses: Sequence[str] = (),
-    priorities: Sequence[str] = (),
-    agent_id: str | None = None,
-    channel_id: str | None = None,
-    type_: str | None = None,
-    model: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    since: datetime | None = None,
-    before_seq: int | None = None,
-    limit: int = 50,
-) -> list[Task]:
-    """Tasks that match every filter given, newest first.
+class _Filters:
+    """The conditions that are given, as SQL and its values."""
 
-    Args:
-        connection: An open transaction.
-        statuses: Any of these; empty: all.
-        priorities: Any of these; empty: all.
-        agent_id: Of this agent.
-        channel_id: Of this channel.
-        type_: Of this kind.
-        model: Of this model.
-        metadata: Whose metadata contains this.
-        since: Created at or after.
-        before_seq: Older than this task: the next page.
-        limit: At most, up to `MAX_PAGE`.
-    """
-    # The index by priority begins with the status.
-    wanted = statuses or (list(Status) if priorities else ())
-    conditions: list[tuple[object, str]] = [
-        (wanted, "t.status = ANY(CAST(:statuses AS task_status[]))"),
-        (priorities, "t.priority = ANY(CAST(:priorities AS task_priority[]))"),
-        (agent_id, "t.agent_id = :agent_id"),
-        (channel_id, "t.channel_id = :channel_id"),
-        (type_, "t.type = :type"),
-        (model, "t.model = :model"),
-        (metadata, "d.metadata @> CAST(:metadata AS jsonb) AND d.metadata <> '{}'"),
-        (since, "t.created_at >= :since"),
-        (before_seq, "t.seq < :before_seq"),
-    ]
-    where = " AND ".join(sql for given, sql in conditions if given) or "true"
-    statement = text(
-        f"SELECT {_TASK_COLUMNS} FROM tasks AS t JOIN task_details AS d ON d.task_id = t.id "  # noqa: S608 - own text
-        f"WHERE {where} ORDER BY t.seq DESC LIMIT :limit"
-    )
-    rows = connection.execute(
-        statement,
-        {
+    def __init__(
+        self,
+        *,
+        statuses: Sequence[str] = (),
+        priorities: Sequence[str] = (),
+        agent_id: str | None = None,
+        channel_id: str | None = None,
+        type_: str | None = None,
+        model: str | None = None,
+        error_code: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        since: datetime | None = None,
+        before_seq: int | None = None,
+    ) -> None:
+        # The index by priority begins with the status.
+        wanted = statuses or (list(Status) if priorities else ())
+        conditions: list[tuple[object, str]] = [
+            (wanted, "t.status = ANY(CAST(:statuses AS task_status[]))"),
+            (priorities, "t.priority = ANY(CAST(:priorities AS task_priority[]))"),
+            (agent_id, "t.agent_id = :agent_id"),
+            (channel_id, "t.channel_id = :channel_id"),
+            (type_, "t.type = :type"),
+            (model, "t.model = :model"),
+            (error_code, "t.error_code = :error_code"),
+            (metadata, "d.metadata @> CAST(:metadata AS jsonb) AND d.metadata <> '{}'"),
+            (since, "t.created_at >= :since"),
+            (before_seq, "t.seq < :before_seq"),
+        ]
+        self.sql = " AND ".join(sql for given, sql in conditions if given) or "true"
+        self.values = {
             "statuses": list(wanted),
             "priorities": list(priorities),
             "agent_id": agent_id,
             "channel_id": channel_id,
             "type": type_,
             "model": model,
+            "error_code": error_code,
             "metadata": json.dumps(metadata),
             "since": since,
             "before_seq": before_seq,
-            "limit": min(limit, MAX_PAGE),
-        },
+        }
+
+
+def list_tasks(connection: Connection, *, limit: int = 50, **filters: Any) -> list[Task]:
+    """Tasks that match every filter given, newest first.
+
+    Args:
+        connection: An open transaction.
+        limit: At most, up to `MAX_PAGE`.
+        **filters: statuses and priorities (any of these; empty: all), agent_id, channel_id, type_, model, error_code,
+            metadata (contained in the task's), since (created at or after), before_seq (older: the next page).
+    """
+    where = _Filters(**filters)
+    statement = text(
+        f"SELECT {_TASK_COLUMNS} FROM tasks AS t JOIN task_details AS d ON d.task_id = t.id "  # noqa: S608 - own text
+        f"WHERE {where.sql} ORDER BY t.seq DESC LIMIT :limit"
     )
+    rows = connection.execute(statement, {**where.values, "limit": min(limit, MAX_PAGE)})
     return [Task.model_validate(row._mapping) for row in rows]
+
+
+def list_ids(connection: Connection, *, limit: int, **filters: Any) -> list[tuple[uuid.UUID, int]]:
+    """Ids and sequence numbers of tasks that match, newest first; the filters are those of `list_tasks`."""
+    where = _Filters(**filters)
+    join = "JOIN task_details AS d ON d.task_id = t.id" if filters.get("metadata") else ""
+    statement = text(
+        f"SELECT t.id, t.seq FROM tasks AS t {join} WHERE {where.sql} ORDER BY t.seq DESC LIMIT :limit"  # noqa: S608
+    )
+    return [(row.id, row.seq) for row in connection.execute(statement, {**where.values, "limit": limit})]
 
 
 _ATTEMPTS = text("""
@@ -153,7 +162,7 @@ def list_workers(connection: Connection, *, include_gone: bool = False) -> Seque
 
 
 _AGENTS = text("""
-SELECT a.id, a.weight, a.created_at,
+SELECT a.id, a.weight, a.max_priority, a.max_queued, a.created_at,
        counts.pending, counts.in_progress, counts.completed, counts.failed, counts.cancelled
 FROM agents AS a
 LEFT JOIN LATERAL (
@@ -169,7 +178,7 @@ ORDER BY a.id
 
 
 def list_agents(connection: Connection) -> Sequence[Row[Any]]:
-    """Agents: id, weight, created_at, and how many of their tasks have each status."""
+    """Agents: id, weight, max_priority, max_queued, created_at, and how many of their tasks have each status."""
     return connection.execute(_AGENTS).all()
 
 

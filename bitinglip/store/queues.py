@@ -1,4 +1,4 @@
-"""The queue in PostgreSQL, as the dispatcher reads and moves it. One statement a function.
+"""The queue in PostgreSQL, as the dispatcher reads and reserves it. One statement a function.
 
 A lane is one agent's queue of one type in one band: a row of `agent_queues`, its tasks in the partial index
 `tasks_ready`. `has_ready` is a hint that makes idle lanes cost nothing; the tasks are the truth, and a sweep corrects
@@ -186,28 +186,6 @@ def recheck_emptied(connection: Connection) -> int:
     A submitter that read `has_ready` before it was taken commits within `RECHECK_SECONDS`.
     """
     return connection.execute(_RECHECK, {"seconds": RECHECK_SECONDS}).rowcount
-
-
-_DUE = text("""
-WITH due AS (
-    UPDATE tasks SET queue_state = 'ready', updated_at = now()
-    WHERE id IN (
-        SELECT id FROM tasks WHERE queue_state = 'scheduled' AND not_before <= now()
-        ORDER BY not_before LIMIT 1000 FOR UPDATE SKIP LOCKED
-    )
-    RETURNING type, agent_id, priority
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM due
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
-)
-SELECT count(*) FROM due
-""")
-
-
-def wake_scheduled(connection: Connection) -> int:
-    """Make tasks ready whose time has come; returns how many."""
-    return int(connection.scalar(_DUE) or 0)
 
 
 def notify_dispatchers(connection: Connection) -> None:

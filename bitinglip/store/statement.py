@@ -32,10 +32,17 @@ class Statement:
         )
         self._execute = f"EXECUTE {name} ({arguments})" if types else f"EXECUTE {name}"
 
-    def execute(self, connection: Connection, **values: Any) -> CursorResult[Any]:
-        """Run it with these values."""
+    def execute(self, connection: Connection, *, before: str = "", **values: Any) -> CursorResult[Any]:
+        """Run it with these values.
+
+        Args:
+            connection: Where.
+            before: A statement without parameters to run first, in the same round trip and transaction.
+            **values: Of the parameters.
+        """
         prepared: set[str] = connection.info.setdefault("prepared", set())
         if self._name not in prepared:
             connection.exec_driver_sql(self._prepare)
             prepared.add(self._name)
-        return connection.exec_driver_sql(self._execute, values or None)
+        sql = f"{before}; {self._execute}" if before else self._execute
+        return connection.exec_driver_sql(sql, values or None)

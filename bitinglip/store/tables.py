@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     Enum,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    false,
     func,
     text,
     true,
@@ -64,6 +66,9 @@ tasks = Table(
     Column("worker_id", Uuid),
     Column("error_code", Text),
     Column("idempotency_key", Text),
+    Column("suspect", Boolean, nullable=False, server_default=false()),
+    Column("has_children", Boolean, nullable=False, server_default=false()),
+    Column("ttl_seconds", Integer),
     Column("not_before", TIME),
     Column("expires_at", TIME),
     Column("reserved_at", TIME),
@@ -95,6 +100,8 @@ tasks = Table(
     Index("tasks_agent", "agent_id", "status", "seq"),
     Index("tasks_channel", "channel_id", "status", "seq", postgresql_where=text("channel_id IS NOT NULL")),
     Index("tasks_created", "created_at", postgresql_using="brin"),
+    Index("tasks_expiry", "expires_at", postgresql_where=text("queue_state IS NOT NULL AND started_at IS NULL")),
+    Index("tasks_settle", "id", postgresql_where=text("has_children AND finished_at IS NOT NULL")),
     Index(
         "tasks_idempotency",
         "agent_id",
@@ -130,6 +137,15 @@ task_details = Table(
     ),
 )
 
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("child_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("parent_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    CheckConstraint("child_id <> parent_id", name="dependencies_not_on_itself"),
+    Index("dependencies_parent", "parent_id"),
+)
+
 attempts = Table(
     "attempts",
     metadata,
@@ -151,9 +167,12 @@ agents = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("weight", Double, nullable=False, server_default="1"),
+    Column("max_priority", PRIORITY),
+    Column("max_queued", Integer),
     Column("created_at", TIME, nullable=False, server_default=func.now()),
     CheckConstraint("length(id) BETWEEN 1 AND 100", name="agents_id_length"),
     CheckConstraint("weight > 0 AND weight <= 1000", name="agents_weight_bounded"),
+    CheckConstraint("max_queued BETWEEN 1 AND 10000000", name="agents_max_queued_bounded"),
 )
 
 agent_shares = Table(
@@ -197,12 +216,39 @@ workers = Table(
     Column("models", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("memory_bytes", BigInteger, nullable=False, server_default="0"),
     Column("memory_limit_bytes", BigInteger),
+    Column("problem", Text),
     Column("pid", Integer, nullable=False),
     Column("version", Text, nullable=False),
     Column("started_at", TIME, nullable=False, server_default=func.now()),
     Column("last_seen_at", TIME, nullable=False, server_default=func.now()),
     Column("lease_expires_at", TIME, nullable=False),
-    CheckConstraint("state IN ('ready', 'draining', 'gone')", name="workers_state_known"),
+    CheckConstraint("state IN ('ready', 'pulling', 'draining', 'gone')", name="workers_state_known"),
     CheckConstraint("slots BETWEEN 1 AND 4096", name="workers_slots_bounded"),
     Index("workers_name_alive", "name", unique=True, postgresql_where=text("state <> 'gone'")),
+)
+
+recurring = Table(
+    "recurring",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("last_due_at", TIME, nullable=False),
+    Column("last_task_id", Uuid),
+    CheckConstraint("length(name) BETWEEN 1 AND 100", name="recurring_name_length"),
+)
+
+agent_reports = Table(
+    "agent_reports",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("agent_id", Text, primary_key=True),
+    Column("submitted", BigInteger, nullable=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("engine_seconds", Double, nullable=False),
+    Column("wait_p50_seconds", Double),
+    Column("wait_p95_seconds", Double),
+    Column("created_at", TIME, nullable=False, server_default=func.now()),
 )

@@ -1,10 +1,9 @@
-"""The life of a task in PostgreSQL: insert, claim, finish, cancel. One statement a function, many tasks a statement.
+"""The life of a task in PostgreSQL: claim, finish, cancel. One statement a function, many tasks a statement.
 
 Invariant: every write by a worker names `(id, attempt, worker_id)` and the status it found. A worker that no longer
 owns the attempt changes no row, and the statement says so by not returning it.
 """
 
-import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,86 +11,28 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from bitinglip.domain.task import TaskRequest
 from bitinglip.store.jsonb import dump_storable
 from bitinglip.store.statement import Statement
 
 READY_CHANNEL = "bitinglip_ready"
 """NOTIFY channel on which dispatchers wait for work and for free slots."""
 
-_INSERT = Statement(
-    "insert_tasks",
-    """
-WITH input AS MATERIALIZED (
-    SELECT * FROM ROWS FROM (jsonb_to_recordset(:rows) AS (
-        id uuid, type text, priority task_priority, agent_id text, user_id text, channel_id text, model text,
-        title text, description text, payload jsonb, metadata jsonb
-    )) WITH ORDINALITY
-), new_tasks AS (
-    INSERT INTO tasks (id, type, priority, agent_id, user_id, channel_id, model, max_attempts, expires_at)
-    SELECT id, type, priority, agent_id, user_id, channel_id, model, :max_attempts,
-           now() + make_interval(secs => :ttl_seconds)
-    FROM input ORDER BY ordinality
-    ON CONFLICT DO NOTHING
-), new_details AS (
-    INSERT INTO task_details (task_id, title, description, payload, metadata)
-    SELECT id, title, description, payload, metadata FROM input
-    ON CONFLICT DO NOTHING
-), new_agents AS (
-    INSERT INTO agents (id)
-    SELECT DISTINCT agent_id FROM input WHERE NOT EXISTS (SELECT FROM agents WHERE agents.id = input.agent_id)
-    ORDER BY agent_id
-    ON CONFLICT DO NOTHING
-), woken_queues AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM input
-    WHERE coalesce((
-        -- Not a join: that would read every queue, because the planner expects a hundred tasks.
-        SELECT NOT known.has_ready FROM agent_queues AS known
-        WHERE (known.type, known.agent_id, known.priority) = (input.type, input.agent_id, input.priority)
-    ), true)
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
-    RETURNING 1
-)
-SELECT pg_notify(:channel, '') WHERE (SELECT count(*) FROM woken_queues) > 0
-""",
-    rows="jsonb",
-    max_attempts="integer",
-    ttl_seconds="float8",
-    channel="text",
-)
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a statement made of a task, for those who listen."""
+
+    task_id: uuid.UUID
+    agent_id: str
+    status: str
+    attempt: int
+    error_code: str | None = None
+    worker_id: uuid.UUID | None = None
 
 
-def insert_tasks(
-    connection: Connection, requests: Sequence[TaskRequest], *, max_attempts: int, ttl_seconds: float
-) -> None:
-    """Record tasks, ready to run, in the order given. One that is recorded already is left as it is.
-
-    So a submission whose reply was lost can be repeated. All make queues first and then agents, each by name, or two
-    batches for the same new agents would wait for each other; counting the queues makes all of them first.
-
-    The dispatchers are notified only when a queue turns from empty to non-empty: a NOTIFY takes a lock that all
-    notifying commits share. A queue that a dispatcher empties at this very moment is found by its next sweep.
-    """
-    rows = json.dumps([_request_row(request) for request in requests])
-    _INSERT.execute(connection, rows=rows, max_attempts=max_attempts, ttl_seconds=ttl_seconds, channel=READY_CHANNEL)
-
-
-def _request_row(request: TaskRequest) -> dict[str, Any]:
-    return {
-        "id": str(request.id),
-        "type": request.type,
-        "priority": request.priority,
-        "agent_id": request.agent_id,
-        "user_id": request.user_id,
-        "channel_id": request.channel_id,
-        "model": request.model,
-        "title": request.title,
-        "description": request.description,
-        "payload": request.payload.model_dump(mode="json", exclude_defaults=True),
-        "metadata": request.metadata,
-    }
+def read_changes(rows: Iterable[Any]) -> list[Change]:
+    """The changes in rows of id, agent_id, status, attempt, error_code, worker_id."""
+    return [Change(row.id, row.agent_id, row.status, row.attempt, row.error_code, row.worker_id) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +45,11 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedTask:
-    """What a worker needs to run an attempt that is now its own."""
+    """What a worker needs to run an attempt that is now its own.
+
+    Attributes:
+        suspect: An engine died while it ran the task: it runs alone now.
+    """
 
     task_id: uuid.UUID
     attempt: int
@@ -113,6 +58,7 @@ class ClaimedTask:
     agent_id: str
     failures: int
     max_attempts: int
+    suspect: bool
     payload: dict[str, Any]
 
 
@@ -127,7 +73,7 @@ JOIN task_details AS d ON d.task_id = c.id
 CROSS JOIN not_durable
 WHERE t.id = c.id AND t.attempt = c.attempt AND t.worker_id = :worker_id AND t.cancel_requested_at IS NULL
 AND (t.queue_state = 'reserved' OR t.status = 'in_progress')
-RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attempts, d.payload
+RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attempts, t.suspect, d.payload
 """,
     ids="uuid[]",
     attempts="integer[]",
@@ -156,8 +102,9 @@ class Ending:
 
     Attributes:
         outcome: `completed`, `failed`, `cancelled` end the task; `retried` spends a failure and schedules the next
-            attempt after `retry_seconds`.
+            attempt after `retry_seconds`; `released` makes the task ready at once, at no cost.
         retry_seconds: Before a `retried` task is ready again.
+        suspect: A `released` task may have killed its engine.
     """
 
     task_id: uuid.UUID
@@ -167,6 +114,7 @@ class Ending:
     error: Mapping[str, Any] | None = None
     usage: Mapping[str, Any] | None = None
     retry_seconds: float = 0.0
+    suspect: bool = False
 
 
 _FINISH = Statement(
@@ -174,33 +122,46 @@ _FINISH = Statement(
     """
 WITH input AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(:rows) AS r (
-        task_id uuid, attempt integer, outcome text, result jsonb, error jsonb, usage jsonb, retry_seconds float8
+        task_id uuid, attempt integer, outcome text, result jsonb, error jsonb, usage jsonb, retry_seconds float8,
+        suspect boolean
     )
 ), ended AS (
     UPDATE tasks AS t SET
-        status = CASE WHEN i.outcome <> 'retried' THEN CAST(i.outcome AS task_status)
+        status = CASE WHEN i.outcome NOT IN ('retried', 'released') THEN CAST(i.outcome AS task_status)
                       WHEN t.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
-        queue_state = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL
-                      THEN CAST('scheduled' AS task_queue_state) END,
+        queue_state = CASE WHEN t.cancel_requested_at IS NULL THEN
+                      CAST(CASE i.outcome WHEN 'retried' THEN 'scheduled' WHEN 'released' THEN 'ready' END
+                           AS task_queue_state) END,
         not_before = CASE i.outcome WHEN 'retried' THEN now() + make_interval(secs => i.retry_seconds)
                      ELSE t.not_before END,
-        attempt = t.attempt + CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN 1 ELSE 0 END,
+        attempt = t.attempt + CASE WHEN i.outcome IN ('retried', 'released') AND t.cancel_requested_at IS NULL
+                  THEN 1 ELSE 0 END,
         failures = t.failures + CASE WHEN i.outcome IN ('retried', 'failed') THEN 1 ELSE 0 END,
-        worker_id = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN NULL ELSE t.worker_id END,
+        worker_id = CASE WHEN i.outcome IN ('retried', 'released') AND t.cancel_requested_at IS NULL THEN NULL
+                    ELSE t.worker_id END,
+        reserved_at = NULL,
+        suspect = i.suspect OR t.suspect AND i.outcome = 'released',
         progress = CASE WHEN i.outcome = 'completed' THEN 1 ELSE t.progress END,
         error_code = i.error ->> 'code',
-        finished_at = CASE WHEN i.outcome = 'retried' AND t.cancel_requested_at IS NULL THEN NULL ELSE now() END,
+        finished_at = CASE WHEN i.outcome IN ('retried', 'released') AND t.cancel_requested_at IS NULL THEN NULL
+                      ELSE now() END,
         updated_at = now()
     FROM input AS i
     WHERE t.id = i.task_id AND t.attempt = i.attempt AND t.worker_id = :worker_id AND t.status = 'in_progress'
-    RETURNING t.id, t.started_at, i.attempt, i.result, i.error, i.usage,
-              CASE t.status WHEN 'pending' THEN 'retried' ELSE t.status::text END AS outcome
+    RETURNING t.id, t.started_at, i.attempt, i.result, i.error, i.usage, t.type, t.agent_id, t.priority, t.queue_state,
+              CASE WHEN t.status = 'pending' THEN i.outcome ELSE t.status::text END AS outcome
 ), new_attempts AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, error, usage, started_at)
-    SELECT id, attempt, :worker_id, outcome, error, usage, started_at FROM ended
+    SELECT id, attempt, :worker_id, CASE outcome WHEN 'released' THEN 'lost' ELSE outcome END, error, usage, started_at
+    FROM ended
 ), new_details AS (
     UPDATE task_details AS d SET result = e.result, error = e.error, usage = e.usage
     FROM ended AS e WHERE d.task_id = e.id
+), woken_queues AS (
+    INSERT INTO agent_queues AS q (type, agent_id, priority)
+    SELECT DISTINCT type, agent_id, priority FROM ended WHERE queue_state = 'ready'
+    ORDER BY type, agent_id, priority
+    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
 ), notified AS (
     SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM ended)
 )
@@ -215,7 +176,7 @@ SELECT ended.id, ended.outcome FROM ended LEFT JOIN notified ON true
 def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: uuid.UUID) -> dict[uuid.UUID, str]:
     """Record how attempts ended and return the outcomes by id; what was no longer this worker's is discarded.
 
-    A task that was to be cancelled is not tried again: `retried` is recorded as `cancelled`.
+    A task that was to be cancelled is not tried again: `retried` and `released` are recorded as `cancelled`.
     """
     rows = dump_storable(
         [
@@ -227,6 +188,7 @@ def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: u
                 "error": ending.error,
                 "usage": ending.usage,
                 "retry_seconds": ending.retry_seconds,
+                "suspect": ending.suspect,
             }
             for ending in endings
         ]
@@ -246,16 +208,15 @@ UPDATE tasks SET
     cancel_requested_at = coalesce(cancel_requested_at, now()),
     updated_at = now()
 WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress')
-RETURNING id, status = 'cancelled'
+RETURNING id, agent_id, status, attempt, error_code, worker_id
 """,
     ids="uuid[]",
 )
 
 
-def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
+def cancel_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     """Cancel pending tasks and flag running ones, in one decision each.
 
-    Returns whether it is cancelled already, by id; a finished or unknown task is not in the answer: its result wins.
+    A finished or unknown task is not in the answer: its result wins.
     """
-    rows: Iterable[Any] = _CANCEL.execute(connection, ids=[str(task_id) for task_id in task_ids])
-    return {row[0]: row[1] for row in rows}
+    return read_changes(_CANCEL.execute(connection, ids=[str(task_id) for task_id in task_ids]))

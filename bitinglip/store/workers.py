@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from bitinglip.store.tasks import Change, read_changes
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
@@ -19,6 +21,7 @@ class WorkerRecord:
     Attributes:
         id: New at every start, so that a predecessor of the same name is fenced off.
         name: Stable; names its Celery queue.
+        state: `ready`, or `pulling` if it takes its tasks itself and is given none.
         gpus: One object each: index, uuid, name, memory_bytes.
         memory_limit_bytes: What its engine may hold; None: no limit known.
     """
@@ -31,16 +34,17 @@ class WorkerRecord:
     slots: int
     pid: int
     version: str
+    state: str = "ready"
     gpus: Sequence[dict[str, Any]] = field(default_factory=list)
     models: Sequence[str] = field(default_factory=list)
     memory_limit_bytes: int | None = None
 
 
 _REGISTER = text("""
-INSERT INTO workers (id, name, node, pool, kinds, slots, gpus, models, memory_limit_bytes, pid, version,
+INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, memory_limit_bytes, pid, version,
                      lease_expires_at)
-VALUES (:id, :name, :node, :pool, :kinds, :slots, CAST(:gpus AS jsonb), :models, :memory_limit_bytes, :pid, :version,
-        now() + make_interval(secs => :lease_seconds))
+VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, :memory_limit_bytes, :pid,
+        :version, now() + make_interval(secs => :lease_seconds))
 """)
 
 
@@ -53,6 +57,7 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "name": worker.name,
             "node": worker.node,
             "pool": worker.pool,
+            "state": worker.state,
             "kinds": list(worker.kinds),
             "slots": worker.slots,
             "gpus": json.dumps(list(worker.gpus)),
@@ -73,14 +78,6 @@ def retire_name(connection: Connection, name: str) -> list[uuid.UUID]:
     return list(connection.scalars(_RETIRE_NAME, {"name": name}))
 
 
-_IS_REGISTERED = text("SELECT EXISTS (SELECT FROM workers WHERE name = :name AND state <> 'gone')")
-
-
-def is_name_registered(connection: Connection, name: str) -> bool:
-    """Whether a registration holds the name."""
-    return bool(connection.scalar(_IS_REGISTERED, {"name": name}))
-
-
 _RETIRE = text("UPDATE workers SET state = 'gone', lease_expires_at = now() WHERE id = :id")
 
 
@@ -89,12 +86,33 @@ def retire_worker(connection: Connection, worker_id: uuid.UUID) -> None:
     connection.execute(_RETIRE, {"id": worker_id})
 
 
-_DRAIN = text("UPDATE workers SET state = 'draining' WHERE id = :id AND state = 'ready'")
+_RETIRE_DEAD = text("""
+UPDATE workers SET state = 'gone', lease_expires_at = now()
+WHERE name = :name AND node = :node AND pid = :pid AND state <> 'gone'
+""")
 
 
-def drain_worker(connection: Connection, worker_id: uuid.UUID) -> None:
-    """Give a worker no more tasks."""
-    connection.execute(_DRAIN, {"id": worker_id})
+def retire_dead(connection: Connection, *, name: str, node: str, pid: int) -> bool:
+    """End the registration of a process that is known to be dead; False if it has none (any more)."""
+    return connection.execute(_RETIRE_DEAD, {"name": name, "node": node, "pid": pid}).rowcount > 0
+
+
+_DRAIN = text("""
+UPDATE workers SET state = 'draining', problem = coalesce(:problem, problem) WHERE id = :id AND state = 'ready'
+""")
+
+
+def drain_worker(connection: Connection, worker_id: uuid.UUID, problem: str | None = None) -> None:
+    """Give a worker no more tasks, and say why if something is wrong with it."""
+    connection.execute(_DRAIN, {"id": worker_id, "problem": problem})
+
+
+_FIND_NAME = text("SELECT id, state FROM workers WHERE name = :name AND state <> 'gone'")
+
+
+def find_worker(connection: Connection, name: str) -> Row[Any] | None:
+    """The registration that holds a name: id, state."""
+    return connection.execute(_FIND_NAME, {"name": name}).one_or_none()
 
 
 _RETURN_RESERVED = text("""
@@ -117,16 +135,17 @@ def return_reserved(connection: Connection, worker_id: uuid.UUID) -> None:
 _RENEW = text("""
 UPDATE workers SET lease_expires_at = now() + make_interval(secs => :lease_seconds), last_seen_at = now(),
                    models = :models, memory_bytes = :memory_bytes
-WHERE id = :id AND state <> 'gone' RETURNING 1
+WHERE id = :id AND state <> 'gone' RETURNING state
 """)
 
 
 def renew_lease(
     connection: Connection, worker_id: uuid.UUID, *, lease_seconds: float, models: Sequence[str], memory_bytes: int
-) -> bool:
-    """Extend a worker's lease, unless it has been given up already."""
+) -> str | None:
+    """Extend a worker's lease and return its state, or None if it has been given up already."""
     values = {"id": worker_id, "lease_seconds": lease_seconds, "models": list(models), "memory_bytes": memory_bytes}
-    return connection.scalar(_RENEW, values) is not None
+    state: str | None = connection.scalar(_RENEW, values)
+    return state
 
 
 _HELD = text("""
@@ -158,41 +177,62 @@ def expire_workers(connection: Connection, *, lease_seconds: float) -> Sequence[
     return connection.execute(_EXPIRE, {"lease_seconds": lease_seconds}).all()
 
 
+MAX_LOSSES = 20
+"""How often a task may be lost with its worker before it counts as the cause."""
+
 _RELEASE = text("""
-WITH released AS (
+WITH orphans AS MATERIALIZED (
+    SELECT id, worker_id FROM tasks AS held
+    WHERE worker_id IS NOT NULL AND finished_at IS NULL
+    AND NOT EXISTS (SELECT FROM workers AS w WHERE w.id = held.worker_id AND w.state <> 'gone')
+), released AS (
     UPDATE tasks AS t SET
-        status = CASE WHEN t.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END::task_status,
-        queue_state = CASE WHEN t.cancel_requested_at IS NULL THEN 'ready' END::task_queue_state,
-        finished_at = CASE WHEN t.cancel_requested_at IS NOT NULL THEN now() END,
-        error_code = CASE WHEN t.cancel_requested_at IS NOT NULL THEN 'cancelled' END,
-        attempt = t.attempt + CASE WHEN old.status = 'in_progress' AND t.cancel_requested_at IS NULL THEN 1 ELSE 0 END,
+        status = old.next_status,
+        queue_state = CASE WHEN old.next_status = 'pending' THEN CAST('ready' AS task_queue_state) END,
+        finished_at = CASE WHEN old.next_status <> 'pending' THEN now() END,
+        error_code = CASE old.next_status WHEN 'cancelled' THEN 'cancelled' WHEN 'failed' THEN 'lost_too_often' END,
+        attempt = t.attempt + CASE WHEN old.status = 'in_progress' AND old.next_status = 'pending' THEN 1 ELSE 0 END,
         worker_id = NULL, reserved_at = NULL, updated_at = now()
     FROM (
-        SELECT id, status, worker_id, started_at, attempt FROM tasks AS held
-        WHERE worker_id IS NOT NULL AND finished_at IS NULL
-        AND NOT EXISTS (SELECT FROM workers AS w WHERE w.id = held.worker_id AND w.state <> 'gone')
-        FOR UPDATE SKIP LOCKED
+        SELECT held.id, status, held.worker_id, started_at, attempt,
+               CAST(CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                         WHEN status = 'in_progress' AND attempt > :max_losses AND :max_losses <= (
+                             SELECT count(*) FROM attempts WHERE task_id = held.id AND outcome = 'lost') THEN 'failed'
+                         ELSE 'pending' END AS task_status) AS next_status
+        FROM orphans JOIN tasks AS held
+            -- Looked at again once it is locked: another rescuer may have given it to a living worker meanwhile.
+            ON held.id = orphans.id AND held.worker_id = orphans.worker_id AND held.finished_at IS NULL
+        LIMIT :batch FOR UPDATE OF held SKIP LOCKED
     ) AS old
     WHERE t.id = old.id
-    RETURNING t.id, t.type, t.agent_id, t.priority, t.queue_state,
-              old.status AS old_status, old.worker_id, old.started_at, old.attempt
+    RETURNING t.id, t.type, t.agent_id, t.priority, t.status, t.queue_state, t.error_code, t.attempt,
+              old.worker_id, old.status AS old_status, old.started_at, old.attempt AS old_attempt
 ), lost AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, started_at)
-    SELECT id, attempt, worker_id, CASE WHEN queue_state IS NULL THEN 'cancelled' ELSE 'lost' END, started_at
+    SELECT id, old_attempt, worker_id, CASE status WHEN 'cancelled' THEN 'cancelled' ELSE 'lost' END, started_at
     FROM released WHERE old_status = 'in_progress'
+), details AS (
+    UPDATE task_details AS d SET error = jsonb_build_object(
+        'code', 'lost_too_often', 'retryable', false,
+        'message', 'it lost its worker again and again; see the logs of the workers, then retry it')
+    FROM released AS r WHERE d.task_id = r.id AND r.status = 'failed'
 ), woken AS (
     INSERT INTO agent_queues AS q (type, agent_id, priority)
     SELECT DISTINCT type, agent_id, priority FROM released WHERE queue_state = 'ready'
+    ORDER BY type, agent_id, priority
     ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
 )
-SELECT count(*) FROM released
+SELECT id, agent_id, status, attempt, error_code, worker_id FROM released
 """)
 
+RELEASE_BATCH = 5_000
 
-def release_tasks(connection: Connection) -> int:
-    """Take back every task whose worker is gone; returns how many.
 
-    A task that ran becomes ready as a new attempt, at no cost; one that was only reserved keeps its attempt. A row that
-    another transaction holds (a late finish) is left for the next call.
+def release_tasks(connection: Connection) -> list[Change]:
+    """Take back tasks whose worker is gone, up to `RELEASE_BATCH`.
+
+    A task that ran becomes ready as a new attempt, at no cost; one that was only reserved keeps its attempt; one that
+    was to be cancelled is. A row that another transaction holds (a late finish) is left for the next call.
     """
-    return int(connection.scalar(_RELEASE) or 0)
+    values = {"max_losses": MAX_LOSSES, "batch": RELEASE_BATCH}
+    return read_changes(connection.execute(_RELEASE, values))

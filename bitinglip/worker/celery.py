@@ -6,23 +6,27 @@ workers on this machine, the number of the worker are in the environment: BITING
 
 import gc
 import os
+import signal
 import sys
 import threading
+import time
 import uuid
 from typing import Any, NoReturn
 
 from celery import bootsteps, signals
 from celery.worker.control import control_command
 from kombu.entity import Queue
+from kombu.exceptions import KombuError
 
-from bitinglip.celery_app import app, find_config, queue_name
+from bitinglip.celery_app import CHORE_QUEUE, app, find_config, queue_name
+from bitinglip.domain.task import Status
 from bitinglip.errors import BitingLipError, ConfigurationError
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.settings import ServerSettings, TaskSettings, WorkerSettings, load_settings
 from bitinglip.store.database import Database
 from bitinglip.streams.reader import connect
 from bitinglip.streams.writer import EventWriter
-from bitinglip.telemetry import configure_logging
+from bitinglip.telemetry import configure_logging, get_logger
 from bitinglip.worker.hardware import find_gpus
 from bitinglip.worker.pools import (
     NUMBER_VARIABLE,
@@ -34,9 +38,16 @@ from bitinglip.worker.pools import (
 )
 from bitinglip.worker.runtime import WorkerRuntime
 
+REPEAT_SECONDS = 1.0
+"""Within it a second signal is the first one again: from a service manager to the group, and from the supervisor."""
+
 _runtime: WorkerRuntime | None = None
 _spec: WorkerSpec | None = None
 _database: Database | None = None
+_consumer: Any = None
+_told_at: float | None = None
+"""When the first signal to stop came, on the monotonic clock."""
+
 _monitors: Any = None
 """Celery's event dispatcher, once the consumer has one."""
 
@@ -71,15 +82,15 @@ def find_spec() -> WorkerSpec:
 
 @signals.celeryd_init.connect
 def _configure(sender: str, conf: Any, **_: object) -> None:
-    """Before Celery reads its configuration: this worker's queue and its threads."""
+    """Before Celery reads its configuration: this worker's queues and its threads, one of them for chores."""
     global _spec  # noqa: PLW0603 - one worker a process
     try:
         configure_logging()
         _spec = find_spec()
     except BitingLipError as exc:
         _give_up(exc)
-    conf.worker_concurrency = _spec.pool.slots
-    conf.task_queues = [Queue(queue_name(sender), routing_key=queue_name(sender))]
+    conf.worker_concurrency = _spec.pool.slots + 1
+    conf.task_queues = [Queue(name, routing_key=name) for name in (queue_name(sender), CHORE_QUEUE)]
     conf.task_default_queue = queue_name(sender)
     sys.stderr.write(f"bitinglip: configuration {find_config()}, pools {find_pools_file()}\n")
 
@@ -97,14 +108,68 @@ def _start(sender: Any, **_: object) -> None:
             sender.hostname,
             _spec,
             _database,
-            EventWriter(connect(urls.redis_url), keep_seconds=settings.stream_seconds),
+            EventWriter(
+                connect(urls.redis_url),
+                keep_seconds=settings.stream_seconds,
+                prompt_client=connect(urls.redis_url, timeout_seconds=1),
+            ),
+            connect(urls.redis_url),
             worker_settings=settings,
             task_settings=load_settings(TaskSettings),
+            on_deaf=_restart_consumer,
         )
         _runtime.start()
         _calm_collector()
     except BitingLipError as exc:
         _give_up(exc)
+
+
+@signals.worker_ready.connect
+def _take_signals(sender: Any, **_: object) -> None:
+    """Let a second SIGTERM or SIGINT hand running tasks back: Celery's own handlers would go on waiting for threads."""
+    global _consumer  # noqa: PLW0603 - one worker a process
+    _consumer = sender
+    for number in (signal.SIGTERM, signal.SIGINT):
+        _take_signal(number, signal.getsignal(number))
+
+
+def _take_signal(number: signal.Signals, celerys: Any) -> None:
+    def obey(*arguments: Any) -> None:
+        global _told_at  # noqa: PLW0603 - one worker a process
+        if _told_at is None:
+            _told_at = time.monotonic()
+            celerys(*arguments)
+            # Celery has put another handler of its own in place.
+            signal.signal(number, obey)
+        elif time.monotonic() - _told_at > REPEAT_SECONDS:
+            threading.Thread(target=get_runtime().hand_back, name="hand-back").start()
+
+    signal.signal(number, obey)
+
+
+def _restart_consumer() -> None:
+    """Have Celery connect and consume anew: its queue is there, and nothing comes out of it."""
+    consumer = _consumer
+    if consumer is None or not _is_broker_there():
+        return
+    get_logger().warning("consumer_restarted", reason="tasks were reserved and no doorbell rang")
+    queue = queue_name(consumer.hostname)
+
+    def fail() -> NoReturn:
+        app.amqp.queues.select_add(queue, routing_key=queue)
+        raise ConnectionResetError("no doorbell rings")
+
+    # In the consumer's own thread: an error of the connection is what makes it begin again.
+    consumer.timer.call_after(0, fail)
+
+
+def _is_broker_there() -> bool:
+    try:
+        with app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+    except (OSError, KombuError):
+        return False
+    return True
 
 
 @signals.worker_shutting_down.connect
@@ -164,10 +229,13 @@ def revoke_tasks(state: Any, task_id: Any, **_: object) -> dict[str, str]:
         done = cancel(_database, [uuid.UUID(item) for item in asked])
     except (ValueError, BitingLipError) as exc:
         return {"error": str(exc)}
-    for item, ended in done.items():
-        if ended:
-            send_revoked_event(str(item))
-    return {"ok": f"tasks {', '.join(map(str, done)) or 'none'} are cancelled or will be at their next step"}
+    if _runtime is not None:
+        _runtime.beat_soon()
+    for change in done:
+        if change.status == Status.CANCELLED:
+            send_revoked_event(str(change.task_id))
+    named = ", ".join(str(change.task_id) for change in done)
+    return {"ok": f"tasks {named or 'none'} are cancelled or will be at their next step"}
 
 
 def send_revoked_event(task_id: str) -> None:

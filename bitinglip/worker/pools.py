@@ -48,7 +48,7 @@ class Pool(BaseModel):
     @field_validator("kinds")
     @classmethod
     def _check_kinds(cls, kinds: list[str]) -> list[str]:
-        known = sorted(find_kinds())
+        known = sorted(name for name, kind in find_kinds().items() if kind.engine is not None)
         for kind in kinds:
             if kind not in known:
                 message = f"{kind!r} is no kind of task; choose from {', '.join(known)}"

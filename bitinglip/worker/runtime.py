@@ -1,33 +1,46 @@
 """One worker's life: register, run what doorbells and heartbeats bring, leave.
 
+    start ──► beat, at each heartbeat or when woken ──► drain ──► (hand back) ──► stop
+                └ lease lost: stop everything, register anew
+
+Invariant: what this worker runs is its own by PostgreSQL's clock. It stops by its own monotonic clock before its lease
+can have run out, and hands back what it stopped when PostgreSQL answers again.
+
 Weakness: a claim or a finish that waits for PostgreSQL holds its slot; nothing else can use it meanwhile.
 """
 
+import math
 import os
 import signal
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
+import redis
+
 from bitinglip.engine import wire
-from bitinglip.engine.link import EngineLink
+from bitinglip.engine.link import EngineLimits, EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
 from bitinglip.lifecycle import lease
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.finish import finish_attempts
 from bitinglip.lifecycle.lease import HeldTask
-from bitinglip.lifecycle.run import RunReport, TaskRunner
+from bitinglip.lifecycle.outcome import Outcome, StopReason
+from bitinglip.lifecycle.run import NOT_OURS, RunLimits, RunReport, TaskRunner
 from bitinglip.registry.locate import locate_model
 from bitinglip.settings import TaskSettings, WorkerSettings
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.store.workers import WorkerRecord
+from bitinglip.streams.wake import WakeListener
 from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import get_logger
 from bitinglip.worker.gather import Gatherer
+from bitinglip.worker.hardware import GpuMemoryWatch
 from bitinglip.worker.pools import WorkerSpec
 
 MISSED_SECONDS = 1.0
@@ -38,6 +51,11 @@ LOST_SECONDS = 5.0
 
 GATHER_SECONDS = 0.01
 """From one batch of claims, or of endings, to the next: a busy worker's echo tasks cost a fifth less CPU by it."""
+
+WATCH_SECONDS = 0.1
+
+DEAF_SECONDS = 5.0
+"""A consumer that lets the heartbeat do its work for as long is started again."""
 
 log = get_logger()
 
@@ -50,6 +68,8 @@ class WorkerRuntime:
         spec: Its pool and GPUs.
         database: Two connections are enough.
         writer: Where events go.
+        wake_client: Where the heartbeat is woken from afar.
+        on_deaf: Called when doorbells ought to ring and do not.
     """
 
     def __init__(
@@ -58,46 +78,71 @@ class WorkerRuntime:
         spec: WorkerSpec,
         database: Database,
         writer: EventWriter,
+        wake_client: "redis.Redis",
         *,
         worker_settings: WorkerSettings,
         task_settings: TaskSettings,
+        on_deaf: Callable[[], None],
     ) -> None:
         self._name = name
         self._spec = spec
         self._database = database
         self._writer = writer
         self._settings = worker_settings
+        self._on_deaf = on_deaf
         self._id = uuid.uuid4()
+        self._woken = threading.Event()
+        self._wakes = WakeListener(wake_client, self._id, self.beat_soon)
         self._draining = threading.Event()
+        self._hand_back_at = math.inf
+        self._handing_back = threading.Event()
         self._stop = threading.Event()
         self._rung_at = time.monotonic()
+        self._deaf_since: float | None = None
+        self._own_until = math.inf
+        self._abandoned: set[Doorbell] = set()
         self._link = EngineLink(
             devices=_name_devices(spec),
             slots=spec.pool.slots,
             memory_bytes=spec.memory_limit_bytes,
             environment={"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in spec.gpus)},
             preload=_plan_preload(spec),
+            limits=EngineLimits(
+                worker_settings.load_seconds, worker_settings.prefill_seconds, worker_settings.step_seconds
+            ),
+            check_memory=GpuMemoryWatch(spec.gpus).check if spec.gpus else None,
+            on_out_of_service=self._go_out_of_service,
         )
-        claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
+        self._claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
             lambda doorbells: claim_reserved(self._database, doorbells, self._id),
             name="claims",
             linger_seconds=GATHER_SECONDS,
         )
-        endings: Gatherer[Ending, str | None] = Gatherer(
+        self._endings: Gatherer[Ending, str | None] = Gatherer(
             lambda batch: finish_attempts(self._database, batch, self._id),
             name="endings",
             linger_seconds=GATHER_SECONDS,
         )
         self._runner = TaskRunner(
-            claims.ask,
-            endings.ask,
+            self._claims.ask,
+            self._endings.ask,
             self._link,
             writer,
             slots=spec.pool.slots,
-            base_retry_seconds=task_settings.base_retry_delay,
+            limits=RunLimits(
+                attempt_seconds=task_settings.timeout,
+                stop_seconds=worker_settings.cancel_seconds,
+                base_retry_seconds=task_settings.base_retry_delay,
+            ),
         )
         self._missed = ThreadPoolExecutor(spec.pool.slots, thread_name_prefix="missed")
         self._heart = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
+        self._watch = threading.Thread(target=self._watch_until_stopped, name="watch", daemon=True)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no more tasks."""
+        return self._draining.is_set()
 
     def start(self) -> None:
         """Register and start the heartbeat.
@@ -109,23 +154,39 @@ class WorkerRuntime:
         self._database.check_schema()
         self._register()
         self._heart.start()
+        self._watch.start()
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Run what a doorbell stands for; blocks until it has ended."""
         self._rung_at = time.monotonic()
-        return self._runner.run(doorbell)
+        return NOT_OURS if self._handing_back.is_set() else self._runner.run(doorbell)
+
+    def beat_soon(self) -> None:
+        """Beat now rather than at the next heartbeat: something was cancelled, or the worker is to drain."""
+        self._woken.set()
 
     def drain(self) -> None:
-        """Be given no more tasks and give back what has not begun; what runs goes on."""
-        self._draining.set()
-        try:
-            lease.drain(self._database, self._id)
-        except DatabaseUnreachableError as exc:
-            log.warning("drain_not_recorded", reason=str(exc))
+        """Be given no more tasks and give back what has not begun; what runs goes on, for a bounded time."""
+        if not self._draining.is_set():
+            self._hand_back_at = time.monotonic() + self._settings.drain_seconds
+            self._draining.set()
+        self._give_back_reserved()
+
+    def hand_back(self) -> None:
+        """Stop what runs and make it ready for other workers, at no cost to it."""
+        if self._handing_back.is_set():
+            return
+        self._handing_back.set()
+        running = self._runner.list_running()
+        log.warning("tasks_handed_back", worker=self._name, tasks=len(running))
+        for attempt in running.values():
+            self._runner.stop_attempt(attempt, StopReason.HANDED_BACK)
+        self._link.kill("its worker was stopped")
 
     def stop(self) -> None:
         """Leave: what has not ended goes to other workers."""
         self._stop.set()
+        self._woken.set()
         self._heart.join(timeout=5)
         self._missed.shutdown(wait=True, cancel_futures=True)
         self._link.close()
@@ -134,6 +195,7 @@ class WorkerRuntime:
             log.info("worker_left", worker=self._name, released=released)
         except DatabaseUnreachableError as exc:
             log.warning("leave_not_recorded", reason=str(exc))
+        self._wakes.close()
         self._writer.close()
         self._database.close()
 
@@ -151,11 +213,22 @@ class WorkerRuntime:
             models=self._link.holding.models,
             memory_limit_bytes=self._spec.memory_limit_bytes,
         )
+        began = time.monotonic()
         lease.register_worker(self._database, record, lease_seconds=self._settings.lease_seconds)
+        self._note_renewal(began)
+        self._wakes.watch(self._id)
         log.info("worker_registered", worker=self._name, worker_id=str(self._id), pool=self._spec.pool_name)
 
+    def _note_renewal(self, began: float) -> None:
+        """The lease runs from PostgreSQL's clock at some moment after `began`; stop a heartbeat before it can end."""
+        self._own_until = began + self._settings.lease_seconds - self._settings.heartbeat_seconds
+
     def _beat_until_stopped(self) -> None:
-        while not self._stop.wait(self._settings.heartbeat_seconds):
+        while not self._stop.is_set():
+            self._woken.wait(self._settings.heartbeat_seconds)
+            self._woken.clear()
+            if self._stop.is_set():
+                return
             try:
                 self._beat()
             except DatabaseUnreachableError as exc:
@@ -166,7 +239,7 @@ class WorkerRuntime:
 
     def _beat(self) -> None:
         began = time.monotonic()
-        held = lease.renew(
+        renewed = lease.renew(
             self._database,
             self._id,
             lease_seconds=self._settings.lease_seconds,
@@ -174,24 +247,30 @@ class WorkerRuntime:
             memory_bytes=self._link.holding.memory_bytes,
         )
         running = self._runner.list_running()
-        if held is None:
+        if renewed is None:
             log.warning("lease_lost", worker=self._name, tasks=len(running))
-            for attempt in running.values():
-                self._runner.stop_attempt(attempt, abandoned=True)
+            self._abandon_all()
+            self._abandoned.clear()
             self._return_or_leave()
             return
-        ours = {task.doorbell for task in held}
+        self._note_renewal(began)
+        ours = {task.doorbell for task in renewed.held}
         for doorbell, attempt in running.items():
             # Claimed after the heartbeat's snapshot: the next one will name it.
             if attempt.claimed_at is not None and attempt.claimed_at < began and doorbell not in ours:
-                self._runner.stop_attempt(attempt, abandoned=True)
-        for task in held:
+                self._runner.stop_attempt(attempt, StopReason.ABANDONED)
+        for task in renewed.held:
             if task.cancelled and task.doorbell in running:
-                self._runner.stop_attempt(running[task.doorbell], abandoned=False)
+                self._runner.stop_attempt(running[task.doorbell], StopReason.CANCELLED)
+        idle = [task for task in renewed.held if task.doorbell not in running]
+        self._release_abandoned(idle)
         if self._draining.is_set():
-            self.drain()
-            return
-        self._run_missed([task for task in held if task.doorbell not in running], len(running))
+            self._give_back_reserved()
+        elif renewed.draining:
+            log.info("drained_from_afar", worker=self._name)
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._run_missed([task for task in idle if task.doorbell not in self._abandoned], len(running))
 
     def _return_or_leave(self) -> None:
         """Register anew, unless another worker has the name now: two would take it from each other for ever."""
@@ -203,14 +282,62 @@ class WorkerRuntime:
         self._id = uuid.uuid4()
         self._register()
 
+    def _abandon_all(self) -> None:
+        for doorbell, attempt in self._runner.list_running().items():
+            if attempt.claimed_at is not None:
+                self._abandoned.add(doorbell)
+                self._runner.stop_attempt(attempt, StopReason.ABANDONED)
+
+    def _release_abandoned(self, idle: list[HeldTask]) -> None:
+        """Hand back what was stopped while PostgreSQL was away and is still ours: a new attempt begins elsewhere."""
+        held = {task.doorbell for task in idle if task.running}
+        for doorbell in self._abandoned & held:
+            error = {"code": "lease_unsure", "message": "its worker could not reach PostgreSQL", "retryable": True}
+            self._endings.ask(Ending(doorbell.task_id, doorbell.attempt, Outcome.RELEASED, error=error))
+        self._abandoned &= set(self._runner.list_running())
+
+    def _give_back_reserved(self, problem: str | None = None) -> None:
+        try:
+            lease.drain(self._database, self._id, problem)
+        except DatabaseUnreachableError as exc:
+            log.warning("drain_not_recorded", reason=str(exc))
+
+    def _go_out_of_service(self, problem: str) -> None:
+        """Its GPU cannot be used: take nothing more, and stay registered so that people see why."""
+        log.error("worker_out_of_service", worker=self._name, problem=problem)
+        self._draining.set()
+        self._give_back_reserved(problem)
+
     def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
         """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
-        quiet = time.monotonic() - self._rung_at > MISSED_SECONDS
-        patience = MISSED_SECONDS if quiet else LOST_SECONDS
+        now = time.monotonic()
+        is_quiet = now - self._rung_at > MISSED_SECONDS
+        patience = MISSED_SECONDS if is_quiet else LOST_SECONDS
         missed = [task for task in waiting if task.running or task.reserved_seconds > patience]
-        for task in missed[: max(0, self._spec.pool.slots - running)]:
+        room = max(0, self._spec.pool.slots - running)
+        for task in missed[:room]:
             log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
             self._missed.submit(self._runner.run, task.doorbell)
+        if not (missed and room and is_quiet):
+            if now - self._rung_at < MISSED_SECONDS:
+                self._deaf_since = None
+            return
+        self._deaf_since = self._deaf_since or now
+        if now - self._deaf_since > DEAF_SECONDS:
+            self._deaf_since = None
+            self._on_deaf()
+
+    def _watch_until_stopped(self) -> None:
+        """Keep the two deadlines that must hold even while PostgreSQL hangs."""
+        while not self._stop.wait(WATCH_SECONDS):
+            now = time.monotonic()
+            if now > self._own_until:
+                self._own_until = math.inf
+                log.warning("lease_unsure", worker=self._name, tasks=len(self._runner.list_running()))
+                self._abandon_all()
+            if now > self._hand_back_at:
+                self._hand_back_at = math.inf
+                self.hand_back()
 
 
 def _name_devices(spec: WorkerSpec) -> tuple[str, ...]:

@@ -9,11 +9,17 @@ import pytest
 from bitinglip.client import Client
 from bitinglip.domain.task import Status
 from bitinglip.errors import TaskEndedError
-from bitinglip.lifecycle.cancel import cancel
+from bitinglip.lifecycle.cancel import cancel as cancel_tasks
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.lease import renew
 from bitinglip.store.database import Database
 from tests.factories import dispatch, finish, make_reserved, make_running, make_worker, read, submit
+
+
+def cancel(database: Database, task_ids: list[uuid.UUID]) -> dict[uuid.UUID, bool]:
+    """Whether each is cancelled already, of those that were not ended."""
+    changes = cancel_tasks(database, task_ids)
+    return {change.task_id: change.status == Status.CANCELLED for change in changes}
 
 
 def test_a_pending_task_is_cancelled_at_once(database: Database) -> None:
@@ -40,8 +46,9 @@ def test_a_running_task_is_flagged_and_its_worker_hears_of_it(database: Database
 
     assert cancel(database, [doorbell.task_id]) == {doorbell.task_id: False}
     assert read(database, doorbell).status is Status.IN_PROGRESS
-    held = renew(database, worker, lease_seconds=60, models=(), memory_bytes=0)
-    assert [task.cancelled for task in held or []] == [True]
+    renewed = renew(database, worker, lease_seconds=60, models=(), memory_bytes=0)
+    assert renewed is not None
+    assert [task.cancelled for task in renewed.held] == [True]
 
     finish(database, worker, doorbell, "cancelled", error={"code": "cancelled", "message": "as asked"})
     assert read(database, doorbell).status is Status.CANCELLED

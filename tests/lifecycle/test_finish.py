@@ -10,8 +10,8 @@ from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.finish import finish_attempts
 from bitinglip.store.database import Database
-from bitinglip.store.queues import wake_scheduled
 from bitinglip.store.tasks import Doorbell, Ending
+from bitinglip.store.waiting import wake_scheduled
 from tests.factories import (
     dispatch,
     execute,

@@ -9,10 +9,13 @@ from sqlalchemy import text
 from bitinglip.domain.task import QueueState, Status
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.claim import claim_reserved
-from bitinglip.lifecycle.lease import drain, leave, renew
-from bitinglip.lifecycle.rescue import sweep
+from bitinglip.lifecycle.lease import Lease, drain, leave, renew
+from bitinglip.lifecycle.rescue import rescue
+from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
-from bitinglip.store.tasks import Doorbell
+from bitinglip.store.tasks import Change, Doorbell
+from bitinglip.store.workers import release_tasks
+from tests.conftest import eventually
 from tests.factories import (
     dispatch,
     execute,
@@ -38,7 +41,7 @@ def test_a_reservation_of_a_lost_worker_is_ready_again_as_the_same_attempt(datab
     doorbell = make_reserved(database, worker)
     expire(database, worker)
 
-    assert sweep(database, lease_seconds=SHORT) == 1
+    assert len(rescue(database, lease_seconds=SHORT)) == 1
 
     task = read(database, doorbell)
     assert (task.queue_state, task.attempt, task.worker_id) == (QueueState.READY, 1, None)
@@ -50,7 +53,7 @@ def test_a_running_task_of_a_lost_worker_is_ready_again_as_a_new_attempt(databas
     doorbell = make_running(database, worker)
     expire(database, worker)
 
-    sweep(database, lease_seconds=SHORT)
+    rescue(database, lease_seconds=SHORT)
 
     task = read(database, doorbell)
     assert (task.queue_state, task.attempt, task.failures) == (QueueState.READY, 2, 0)
@@ -65,7 +68,7 @@ def test_a_rescued_task_that_was_to_be_cancelled_is_cancelled(database: Database
     cancel(database, [doorbell.task_id])
     expire(database, worker)
 
-    sweep(database, lease_seconds=SHORT)
+    rescue(database, lease_seconds=SHORT)
 
     assert read(database, doorbell).status is Status.CANCELLED
     assert read_outcomes(database, doorbell) == [(1, "cancelled")]
@@ -75,7 +78,7 @@ def test_a_rescued_worker_cannot_overwrite_the_result(database: Database) -> Non
     zombie = make_worker(database, "zombie")
     doorbell = make_running(database, zombie)
     expire(database, zombie)
-    sweep(database, lease_seconds=SHORT)
+    rescue(database, lease_seconds=SHORT)
     heir = make_worker(database, "heir")
     dispatch(database)
     second = Doorbell(doorbell.task_id, 2)
@@ -91,7 +94,7 @@ def test_a_rescued_worker_cannot_overwrite_the_result(database: Database) -> Non
 def test_a_lost_worker_is_told_at_its_next_heartbeat(database: Database) -> None:
     worker = make_worker(database)
     expire(database, worker)
-    sweep(database, lease_seconds=SHORT)
+    rescue(database, lease_seconds=SHORT)
 
     assert renew(database, worker, lease_seconds=60, models=(), memory_bytes=0) is None
 
@@ -99,10 +102,11 @@ def test_a_lost_worker_is_told_at_its_next_heartbeat(database: Database) -> None
 def test_a_worker_that_renews_its_lease_keeps_its_tasks(database: Database) -> None:
     worker = make_worker(database, lease_seconds=SHORT)
     doorbell = make_running(database, worker)
-    held = renew(database, worker, lease_seconds=60, models=("m",), memory_bytes=5)
+    renewed = renew(database, worker, lease_seconds=60, models=("m",), memory_bytes=5)
 
-    assert [task.doorbell for task in held or []] == [doorbell]
-    assert sweep(database, lease_seconds=SHORT) == 0
+    assert renewed is not None
+    assert [task.doorbell for task in renewed.held] == [doorbell]
+    assert len(rescue(database, lease_seconds=SHORT)) == 0
     assert read(database, doorbell).status is Status.IN_PROGRESS
 
 
@@ -111,7 +115,7 @@ def test_no_lease_expires_within_a_lease_of_postgresqls_own_start(database: Data
     doorbell = make_running(database, worker)
     expire(database, worker)
 
-    assert sweep(database, lease_seconds=86_400) == 0
+    assert len(rescue(database, lease_seconds=86_400)) == 0
     assert read(database, doorbell).status is Status.IN_PROGRESS
 
 
@@ -122,7 +126,7 @@ def test_a_new_start_takes_over_the_name_and_frees_what_its_predecessor_held(dat
     new = make_worker(database, "same")
 
     assert renew(database, old, lease_seconds=60, models=(), memory_bytes=0) is None
-    assert renew(database, new, lease_seconds=60, models=(), memory_bytes=0) == []
+    assert renew(database, new, lease_seconds=60, models=(), memory_bytes=0) == Lease(draining=False, held=[])
     assert not finish(database, old, running, result={})
     assert (read(database, running).attempt, read(database, reserved).attempt) == (2, 1)
     assert sorted(dispatch(database)) == sorted([running.task_id, reserved.task_id])
@@ -158,8 +162,8 @@ def test_a_late_finish_holds_its_task_until_it_is_recorded(database: Database) -
 
     with database.transaction() as connection:
         connection.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": doorbell.task_id})
-        assert sweep(database, lease_seconds=SHORT) == 0
-    assert sweep(database, lease_seconds=SHORT) == 1
+        assert len(rescue(database, lease_seconds=SHORT)) == 0
+    assert len(rescue(database, lease_seconds=SHORT)) == 1
 
 
 def test_two_sweeps_at_once_rescue_each_task_once(database: Database) -> None:
@@ -167,11 +171,53 @@ def test_two_sweeps_at_once_rescue_each_task_once(database: Database) -> None:
     doorbells = [make_running(database, worker) for _ in range(20)]
     expire(database, worker)
     with ThreadPoolExecutor(4) as threads:
-        swept = [threads.submit(sweep, database, lease_seconds=SHORT) for _ in range(8)]
-        assert sum(one.result() for one in swept) == 20
+        swept = [threads.submit(rescue, database, lease_seconds=SHORT) for _ in range(8)]
+        assert sum(len(one.result()) for one in swept) == 20
 
     assert {read_outcomes(database, bell)[0] for bell in doorbells} == {(1, "lost")}
     assert all(read(database, bell).attempt == 2 for bell in doorbells)
+
+
+def test_a_slow_rescuer_leaves_alone_what_a_faster_one_has_given_to_the_living(
+    urls: ServerUrls, database: Database
+) -> None:
+    dead = make_worker(database, "dead")
+    doorbells = [make_running(database, dead) for _ in range(2)]
+    expire(database, dead)
+    execute(
+        database,
+        """
+        CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF current_setting('application_name') = 'slow' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER pause BEFORE UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION pause()
+        """,
+    )
+    slow = Database(urls.database_url, name="slow")
+
+    def rescue_slowly() -> list[Change]:
+        with slow.transaction() as connection:
+            # One row after the other, as PostgreSQL does it when there are many.
+            connection.execute(text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"))
+            return release_tasks(connection)
+
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as gate:
+            gate.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            paused = text("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            execute(database, "UPDATE workers SET state = 'gone'")
+            releasing = threads.submit(rescue_slowly)
+            eventually(lambda: gate.execute(paused).all())
+            freed = [change.task_id for change in rescue(database, lease_seconds=SHORT)]
+            heir = make_worker(database, "heir")
+            assert freed == dispatch(database)
+            assert claim_reserved(database, [Doorbell(freed[0], 2)], heir) != [None]
+        assert {change.task_id for change in releasing.result()} == {bell.task_id for bell in doorbells} - {*freed}
+    slow.close()
+
+    task = read(database, freed[0])
+    assert (task.status, task.attempt, task.worker_id) == (Status.IN_PROGRESS, 2, heir)
 
 
 @pytest.mark.parametrize("state", ["ready", "reserved"])
@@ -179,5 +225,5 @@ def test_a_sweep_leaves_living_workers_and_waiting_tasks_alone(database: Databas
     worker = make_worker(database)
     task = submit(database)[0] if state == "ready" else make_reserved(database, worker).task_id
 
-    assert sweep(database, lease_seconds=SHORT) == 0
+    assert len(rescue(database, lease_seconds=SHORT)) == 0
     assert read(database, task).queue_state == state

@@ -29,6 +29,12 @@ DETAILS = {
     "task_details_payload_object": "payload = '[]'",
     "task_details_metadata_object": "metadata = '\"text\"'",
 }
+OTHERS = {
+    "agents_max_queued_bounded": "UPDATE agents SET max_queued = 0",
+    "dependencies_not_on_itself": "INSERT INTO dependencies SELECT id, id FROM tasks",
+    "recurring_name_length": "INSERT INTO recurring (name, last_due_at) VALUES ('', now())",
+}
+
 WORKERS = {
     "workers_state_known": "state = 'asleep'",
     "workers_slots_bounded": "slots = 0",
@@ -123,8 +129,17 @@ def test_details_and_attempts_belong_to_a_task(database: Database) -> None:
         )
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_makes_no_sense_is_refused(database: Database, name: str) -> None:
+    submit(database)
+
+    with pytest.raises(IntegrityError, match=name):
+        execute(database, OTHERS[name])
+
+
 def test_every_constraint_is_tried_here(database: Database) -> None:
     known = {name for (name,) in execute(database, "SELECT conname FROM pg_constraint WHERE contype = 'c'")}
 
-    tried = {*TASKS, *DETAILS, *WORKERS, "agents_weight_bounded", "agents_id_length", "attempts_outcome_known"}
+    others = {"agents_weight_bounded", "agents_id_length", "attempts_outcome_known", *OTHERS}
+    tried = {*TASKS, *DETAILS, *WORKERS, *others}
     assert {name for name in known if not name.startswith(("cardinal_number", "yes_or_no"))} == tried

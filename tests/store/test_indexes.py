@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from bitinglip.settings import ServerUrls
-from bitinglip.store import queries, queues, workers
+from bitinglip.store import queries, queues, waiting, workers
 from bitinglip.store.database import Database
+from bitinglip.store.submissions import Limits, insert_tasks
 from bitinglip.store.tasks import Doorbell, claim_tasks
 from tests.conftest import own_urls
-from tests.factories import execute, make_worker
+from tests.factories import execute, make_echo, make_worker
 
 TASKS = 200_000
 MANY = TASKS // 40
@@ -77,7 +78,8 @@ def explain(database: Database, ask: Callable[[Connection], Any]) -> list[dict[s
         if statement.startswith(("PREPARE", "EXPLAIN", "SET", "ROLLBACK")):
             return
         cursor.execute("SAVEPOINT before")
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values)
+        # A statement may come after the one that locks.
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.rpartition('; ')[2]}", values)
         plan = cursor.fetchone()[0]
         cursor.execute("ROLLBACK TO before")
         nodes.extend(walk((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
@@ -178,8 +180,20 @@ def test_what_a_worker_holds_is_read_from_an_index(full: Database) -> None:
 
 def test_the_sweep_reads_indexes(full: Database) -> None:
     check_uses_indexes(explain(full, workers.release_tasks), most_rows=200)
-    check_uses_indexes(explain(full, queues.wake_scheduled), most_rows=200)
+    check_uses_indexes(explain(full, waiting.wake_scheduled), most_rows=200)
     check_uses_indexes(explain(full, queues.recheck_emptied), most_rows=200)
+    check_uses_indexes(explain(full, waiting.expire_tasks), most_rows=2_000)
+    check_uses_indexes(
+        explain(full, lambda connection: waiting.settle_parents(connection, waiting.lock_ended_parents(connection))),
+        most_rows=200,
+    )
+
+
+def test_a_submission_reads_indexes(full: Database) -> None:
+    def submit_one(connection: Connection) -> None:
+        insert_tasks(connection, [make_echo()], limits=Limits(1_000, 100), max_attempts=1, ttl_seconds=300, exact=False)
+
+    check_uses_indexes(explain(full, submit_one), most_rows=200)
 
 
 def test_emptying_lanes_reads_the_ready_index(full: Database) -> None:

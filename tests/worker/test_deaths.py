@@ -75,7 +75,7 @@ def test_the_tasks_of_a_killed_engine_are_tried_again_on_a_new_one(
     first.kill()
 
     assert [handle.result(timeout=30) for handle in handles] == [{"text": str(n)} for n in range(4)]
-    assert {tuple(read_outcomes(database, handle.id)) for handle in handles} == {((1, "retried"), (2, "completed"))}
+    assert {tuple(read_outcomes(database, handle.id)) for handle in handles} == {((1, "lost"), (2, "completed"))}
     assert engine_of(system).pid != first.pid
     assert execute(database, "SELECT count(*) FROM workers") == [(1,)]
 
@@ -84,7 +84,7 @@ def test_a_task_that_crashes_its_engine_once_completes(system: System, client: C
     handle = client.submit("echo", text="phoenix", fail="crash", fail_attempts=1)
 
     assert handle.result(timeout=30) == {"text": "phoenix"}
-    assert read_outcomes(database, handle.id) == [(1, "retried"), (2, "completed")]
+    assert read_outcomes(database, handle.id) == [(1, "lost"), (2, "completed")]
 
 
 def test_a_payload_that_no_engine_understands_fails_alone(system: System, client: Client, database: Database) -> None:

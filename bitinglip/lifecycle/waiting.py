@@ -1,0 +1,47 @@
+"""What waits for a time or for another task: wake it, expire it, settle it. Any dispatcher may, any number at once."""
+
+from bitinglip.store.database import Database
+from bitinglip.store.queues import recheck_emptied
+from bitinglip.store.tasks import Change
+from bitinglip.store.waiting import BATCH, expire_tasks, lock_ended_parents, settle_parents, wake_scheduled
+
+
+def wake_due(database: Database) -> None:
+    """Make tasks ready whose time has come, and correct the hints of queues.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+    with database.transaction(durable=False) as connection:
+        wake_scheduled(connection)
+        recheck_emptied(connection)
+
+
+def expire_overdue(database: Database) -> list[Change]:
+    """Fail the tasks that have waited too long.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+    expired: list[Change] = []
+    while True:
+        with database.transaction() as connection:
+            batch = expire_tasks(connection)
+        expired += batch
+        if len(batch) < BATCH:
+            return expired
+
+
+def settle(database: Database) -> list[Change]:
+    """Decide on the children of tasks that have ended, and on their children, until nothing follows.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+    settled: list[Change] = []
+    while True:
+        with database.transaction() as connection:
+            parents = lock_ended_parents(connection)
+            settled += settle_parents(connection, parents) if parents else []
+        if not parents:
+            return settled
