@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=200, help="tasks on an idle system (200)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    # Thousands of tasks of one agent wait at once here.
+    os.environ["BITINGLIP_TASK_MAX_QUEUE_SIZE"] = "10000"
     with tempfile.TemporaryDirectory(prefix="bitinglip-bench-") as folder, ExitStack() as stack:
         servers = stack.enter_context(EmbeddedServers(Path(folder)))
         urls = servers.urls
@@ -169,7 +171,7 @@ def count_open(client: Client) -> int:
 def clear(client: Client) -> None:
     """Remove every task, so that each round starts alike."""
     with client.database.transaction() as connection:
-        connection.execute(text("TRUNCATE tasks, task_details, attempts, agent_queues"))
+        connection.execute(text("TRUNCATE tasks, task_details, attempts, dependencies, agent_queues"))
 
 
 @contextmanager

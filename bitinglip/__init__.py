@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitinglip.celery_app import app
-    from bitinglip.client import AsyncClient, Client
+    from bitinglip.client import AsyncClient, Client, TakenTask, TaskManager
     from bitinglip.domain.task import Priority, Status, make_request
 
-__all__ = ["AsyncClient", "Client", "Priority", "Status", "app", "make_request"]
+__all__ = ["AsyncClient", "Client", "Priority", "Status", "TakenTask", "TaskManager", "app", "make_request"]
 
 _HOMES = {
     "AsyncClient": "bitinglip.client",
     "Client": "bitinglip.client",
     "Priority": "bitinglip.domain.task",
     "Status": "bitinglip.domain.task",
+    "TakenTask": "bitinglip.client",
+    "TaskManager": "bitinglip.client",
     "app": "bitinglip.celery_app",
     "make_request": "bitinglip.domain.task",
 }

@@ -7,16 +7,14 @@ Each may be run twice, and by two workers at once. One that ends half way, or is
 next. What it did is logged, and is its result in Flower.
 """
 
-import uuid
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from bitinglip.beat.schedule import Chore
 from bitinglip.celery_app import app, task_name
 from bitinglip.client import Client
 from bitinglip.client.manager import TaskManager
-from bitinglip.domain.task import parse_task_id
 from bitinglip.errors import InvalidRequestError
 from bitinglip.lifecycle.edit import purge
 from bitinglip.lifecycle.report import store_report, store_reports_until_yesterday
@@ -63,51 +61,18 @@ def retry_tasks(ids: Sequence[str] | None = None, **filters: Any) -> dict[str, i
     """Make failed tasks ready again, with all their attempts before them; returns how many.
 
     Args:
-        ids: Which; the others than failed ones are left alone.
-        **filters: In place of ids: statuses, priorities, agent_id, channel_id, type_, model, error_code, metadata, or
-            since, in ISO 8601. `statuses=["failed"]` alone stands for all.
+        ids: Which; those that have not failed are left alone.
+        **filters: In place of ids: those of `TaskManager.list`, as JSON has them; `statuses=["failed"]` means all.
 
     Raises:
-        InvalidRequestError: If neither or both are given, or one is wrong.
+        InvalidRequestError: If neither or both are given, or a filter is bad.
     """
-    if (ids is None) == (not filters):
-        raise InvalidRequestError("ids", ids, 'give ids or filters; statuses=["failed"] for all that failed')
-    checked = _check_filters(filters)
+    if ids is not None and filters:
+        raise InvalidRequestError("ids", ids, f"give either ids or filters, not {', '.join(filters)} as well")
     with TaskManager() as tasks:
-        changes = tasks.retry_matching(**checked) if ids is None else tasks.retry_many(_parse_ids(ids))
+        changes = tasks.retry_matching(**filters) if ids is None else tasks.retry_many(ids)
     log.info("tasks_retried", tasks=len(changes))
     return {"retried": len(changes)}
-
-
-_FILTERS = {"statuses", "priorities", "agent_id", "channel_id", "type_", "model", "error_code", "metadata", "since"}
-
-
-def _check_filters(filters: dict[str, Any]) -> dict[str, Any]:
-    for name, value in filters.items():
-        if name not in _FILTERS:
-            raise InvalidRequestError(name, value, f"no such filter; choose from {', '.join(sorted(_FILTERS))}")
-        if not value:
-            # An empty filter would match everything.
-            raise InvalidRequestError(name, value, "empty; leave it out")
-    if "since" not in filters:
-        return filters
-    return {**filters, "since": _parse_moment(filters["since"])}
-
-
-def _parse_ids(ids: object) -> list[uuid.UUID]:
-    if not isinstance(ids, list | tuple):
-        raise InvalidRequestError("ids", ids, "write a list of ids")
-    return [parse_task_id(task_id) for task_id in ids]
-
-
-def _parse_moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError) as exc:
-        raise InvalidRequestError("since", text, "no time; write one such as 2026-01-31T18:00:00+00:00") from exc
-    if moment.tzinfo is None:
-        raise InvalidRequestError("since", text, "has no time zone; add one, such as +00:00")
-    return moment
 
 
 def _parse_day(text: str) -> date:

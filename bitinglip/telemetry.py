@@ -36,6 +36,14 @@ def configure_logging() -> None:
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, force=False)
 
 
+if not structlog.is_configured():
+    # In somebody else's program, until it configures structlog: warnings, and never on stdout, where its data goes.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 def get_logger(**fields: Any) -> Any:
     """A logger that adds `fields` to everything it writes."""
     return structlog.get_logger(**fields)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ class Recurring(BaseModel):
     @field_validator("cron")
     @classmethod
     def _check_cron(cls, line: str) -> str:
-        parse_cron(line, ZoneInfo("UTC"))
+        parse_cron(line, UTC)
         return line
 
     @field_validator("timezone")
@@ -99,7 +99,7 @@ class Recurring(BaseModel):
         if self.every is not None:
             return Interval(self.every)
         assert self.cron is not None  # noqa: S101 - one of them is given
-        return parse_cron(self.cron, ZoneInfo(self.timezone or "UTC"))
+        return parse_cron(self.cron, ZoneInfo(self.timezone) if self.timezone else UTC)
 
     def make_request(self, name: str, due: datetime) -> TaskRequest:
         """The task that a due time stands for; its key is a second belt against running it twice."""

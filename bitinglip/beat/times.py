@@ -7,10 +7,9 @@ every hour (`*/15 * * * *`) goes by what the clocks show, twice through the hour
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from itertools import count, product
-from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
 
@@ -43,7 +42,7 @@ class Cron:
     days: frozenset[int]
     months: frozenset[int]
     weekdays: frozenset[int]
-    zone: ZoneInfo
+    zone: tzinfo
 
     def find_last(self, until: datetime) -> datetime:
         """The last due time at or before a moment, UTC."""
@@ -79,7 +78,7 @@ class Cron:
 Times = Cron | Interval
 
 
-def parse_cron(line: str, zone: ZoneInfo) -> Cron:
+def parse_cron(line: str, zone: tzinfo) -> Cron:
     """The times of `minute hour day month weekday`, in Celery's notation.
 
     Raises:

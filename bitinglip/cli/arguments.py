@@ -58,13 +58,26 @@ def parse_moment(_: click.Context, __: click.Parameter, text: str | None) -> dat
     """
     if text is None:
         return None
-    ago = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     try:
-        if ago:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return datetime.fromisoformat(text).astimezone()
+        ago = _parse_span(text)
+        return datetime.now(UTC) - ago if ago is not None else _parse_time(text)
     except (ValueError, OverflowError) as exc:
         raise click.BadParameter(f"{text!r} is no time; write 10m, 2h, 1d or 2026-01-31T18:00") from exc
+
+
+def parse_due(_: click.Context, __: click.Parameter, text: str | None) -> datetime | None:
+    """A time to come: ISO 8601, local unless it names a zone; or a while from now, such as `in 10m`, `+2h`, `1d`.
+
+    Raises:
+        click.BadParameter: If it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        ahead = _parse_span(text.removeprefix("in ").removeprefix("+").strip())
+        return datetime.now(UTC) + ahead if ahead is not None else _parse_time(text)
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(f"{text!r} is no time; write +10m, 'in 2h', 1d or 2026-01-31T18:00") from exc
 
 
 def parse_event_id(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
@@ -76,6 +89,16 @@ def parse_event_id(_: click.Context, __: click.Parameter, text: str | None) -> s
     if text is not None and not re.fullmatch(r"\d{1,18}-\d{1,18}", text):
         raise click.BadParameter(f"{text!r} is no event id; pass the id of the last event seen, such as 1-17")
     return text
+
+
+def _parse_span(text: str) -> timedelta | None:
+    """How long `10m` is; None if it is no such thing."""
+    span = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    return timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else None
+
+
+def _parse_time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone()
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -1,4 +1,4 @@
-"""Every problem of the configuration at once: the settings, pools.toml, celeryconfig.py."""
+"""Every problem of the configuration at once: the settings, pools.toml, schedule.toml, celeryconfig.py."""
 
 import os
 import runpy
@@ -42,6 +42,7 @@ def check_all() -> Findings:
     for settings in ALL_SETTINGS:
         findings.collect(partial(load_settings, settings))
     findings.pools = findings.collect(lambda: read_pools(_find_pools_file()))
+    findings.collect(_read_schedule)
     findings.collect(_run_celery_config)
     return findings
 
@@ -64,6 +65,17 @@ def _find_pools_file() -> Path:
     except ConfigurationError:
         named = os.environ.get("BITINGLIP_POOLS_FILE")
         return Path(named) if named else find_operator_file("workers/pools.toml")
+
+
+def _read_schedule() -> object:
+    """What recurs.
+
+    Raises:
+        ConfigurationError: If schedule.toml is wrong.
+    """
+    from bitinglip.beat.schedule import find_schedule_file, read_schedule
+
+    return read_schedule(find_schedule_file())
 
 
 def _run_celery_config() -> dict[str, Any]:

@@ -23,7 +23,9 @@ def config() -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, *, as_json: bool) -> None:
-    """Write every problem of the settings, pools.toml and celeryconfig.py at once. Exits with 2 if there is one.
+    """Write every problem of the settings, pools.toml, schedule.toml and celeryconfig.py at once.
+
+    Exits with 2 if there is one.
 
     Where PostgreSQL can be reached, it also adds up the connections that this machine's workers need. That it cannot be
     reached is no problem of the configuration: ask `bitinglip health`.

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import click
 
 from bitinglip.errors import InvalidRequestError
 
 _OPTION_OF_FIELD = {"agent_id": "agent", "user_id": "user", "channel_id": "channel"}
-_REMEDIES = {"channel_id": "a channel id has 17 to 19 digits"}
+_REMEDIES = dict.fromkeys(("channel_id", "channel"), "a channel id has 17 to 19 digits")
 
 
 @contextmanager
@@ -22,14 +23,15 @@ def name_options() -> Iterator[None]:
         yield
     except InvalidRequestError as exc:
         name = _find_option(exc.field)
-        raise type(exc)(name, exc.value, _REMEDIES.get(exc.field, exc.remedy)) from exc
+        value = exc.value.isoformat(timespec="seconds") if isinstance(exc.value, datetime) else exc.value
+        raise type(exc)(name, value, _REMEDIES.get(exc.field, exc.remedy)) from exc
 
 
 def _find_option(field: str) -> str:
     name = field.partition(".")[0]
-    wanted = _OPTION_OF_FIELD.get(name, name)
+    names = {name, _OPTION_OF_FIELD.get(name, name)}
     for parameter in click.get_current_context().command.params:
-        if parameter.name == wanted:
+        if parameter.name in names:
             if isinstance(parameter, click.Argument):
                 return parameter.human_readable_name
             option = parameter.opts[0]

@@ -1,19 +1,20 @@
 """`bitinglip submit`: a prompt becomes a task, and perhaps an answer."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from bitinglip.cli.arguments import parse_json_object, read_json_object
+from bitinglip.cli.arguments import parse_due, parse_json_object, read_json_object
 from bitinglip.cli.fields import name_options
 from bitinglip.cli.follow import follow_task, say_that_it_goes_on, wait_for_task, warn_if_nobody_works
 from bitinglip.cli.output import examples, json_option, say, write_json
 from bitinglip.client import Client, Handle
+from bitinglip.domain.catalogue import get_kind
 from bitinglip.domain.task import Priority
-from bitinglip.errors import InvalidRequestError
+from bitinglip.errors import InvalidRequestError, TaskNotFoundError
 from bitinglip.registry.locate import BUNDLED
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -23,13 +24,21 @@ _SHARED_OPTIONS = [
     click.option("--user", metavar="U", help="On whose behalf."),
     click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="[default: medium]"),
     click.option("--channel", metavar="C", help="A chat channel's id: 17 to 19 digits."),
-    click.option("--title", metavar="T", help="For people.  [default: made from the prompt]"),
     click.option("--description", metavar="D", help="For people, at most 2,000 characters."),
     click.option("--metadata", metavar="JSON", callback=parse_json_object, help="A JSON object of your own."),
+    click.option("--ttl", type=int, metavar="SECONDS", help="Fail if it waits longer: 300 to 86,400.  [default: 3600]"),
+    click.option("--at", "not_before", metavar="TIME", callback=parse_due, help="Not before +10m, 2026-01-31T18:00."),
+    click.option(
+        "--after", "depends_on", multiple=True, metavar="TASK", help="Not before this one has completed; repeatable."
+    ),
+    click.option("--idempotency-key", metavar="K", help="Submitting again with it gives the same task."),
     click.option("--wait", is_flag=True, help="Wait for the end and write the text (with --json: the record)."),
     click.option("--follow", is_flag=True, help="Write the text as it comes (with --json: each event)."),
     json_option,
 ]
+
+
+title_option = click.option("--title", metavar="T", help="For people.  [default: made from the prompt]")
 
 
 def shared_options(command: C) -> C:
@@ -50,6 +59,7 @@ def submit() -> None:
         'bitinglip submit text "What is the capital of Peru?" --follow',
         "bitinglip submit text - --agent my-bot --priority high --wait < question.txt",
         'id=$(bitinglip submit text "What is 17 plus 25?" --temperature 0)',
+        'bitinglip submit text "And who governs it?" --after $id --at "in 10m" --ttl 600',
         "bitinglip task show $id --json",
     ),
 )
@@ -65,6 +75,7 @@ def submit() -> None:
 @click.option(
     "--json-schema", metavar="FILE", callback=read_json_object, help="Make a JSON document of this JSON schema."
 )
+@title_option
 @shared_options
 def submit_text(prompt: str, model: str, stop: tuple[str, ...], **options: Any) -> None:
     """Generate text from PROMPT; `-` reads it from stdin."""
@@ -83,30 +94,56 @@ def submit_text(prompt: str, model: str, stop: tuple[str, ...], **options: Any) 
 @click.option("--chunks", type=int, metavar="N", help="In how many pieces the text comes.  [default: 1]")
 @click.option("--fail", metavar="HOW", help="error, retryable, out_of_memory, crash (of the engine) or hang.")
 @click.option("--fail-attempts", type=int, metavar="N", help="Fail on the first N attempts only.")
+@title_option
 @shared_options
 def submit_echo(text: str, **options: Any) -> None:
     """Give TEXT back, after a while, or fail as told: for tests of what you build on BitingLip."""
     _submit("echo", text=text, **options)
 
 
+@submit.command(
+    "agent",
+    epilog=examples(
+        "bitinglip submit agent 'Write the minutes' --agent my-bot --payload '{\"meeting\": 17}'",
+        "bitinglip agent next --agent my-bot --json",
+    ),
+)
+@click.argument("title")
+@click.option("--payload", metavar="JSON", callback=parse_json_object, help="A JSON object: all that the agent needs.")
+@shared_options
+def submit_agent(title: str, **options: Any) -> None:
+    """Submit work that the agent takes itself, with `bitinglip agent next` or the client's `next`."""
+    _submit("agent", title=title, **options)
+
+
 def _submit(kind: str, *, wait: bool, follow: bool, as_json: bool, **fields: Any) -> None:
     if wait and follow:
         raise click.UsageError("--wait and --follow exclude each other; give one")
     with Client() as client:
-        with name_options():
-            handle = client.submit(kind, **{name: value for name, value in fields.items() if value is not None})
+        handle = _record(client, kind, {name: value for name, value in fields.items() if value is not None})
         if wait or follow:
             _await_end(client, handle, kind, follow=follow, as_json=as_json)
         elif as_json:
-            write_json({"id": handle.id, "status": "pending"})
+            # An idempotency key may have found a task that has ended long ago.
+            write_json({"id": handle.id, "status": handle.status})
         else:
             click.echo(handle.id)
+
+
+def _record(client: Client, kind: str, fields: Mapping[str, Any]) -> Handle:
+    with name_options():
+        try:
+            return client.submit(kind, **fields)
+        except TaskNotFoundError as exc:
+            exc.args = (f"--after: {exc}",)
+            raise
 
 
 def _await_end(client: Client, handle: Handle, kind: str, *, follow: bool, as_json: bool) -> None:
     try:
         say(f"task {handle.id}")
-        warn_if_nobody_works(client, kind)
+        if get_kind(kind).engine is not None:
+            warn_if_nobody_works(client, kind)
         (follow_task if follow else wait_for_task)(handle, as_json=as_json)
     except KeyboardInterrupt:
         say_that_it_goes_on(handle)

@@ -4,22 +4,24 @@ from typing import Any
 
 import click
 
-from bitinglip.cli.arguments import parse_event_id, parse_moment
+from bitinglip.cli.arguments import parse_event_id
+from bitinglip.cli.changes import cancel, delete, retry, update
+from bitinglip.cli.filters import error_option, filter_options, status_option
 from bitinglip.cli.follow import dump_task, follow_task, say_that_it_goes_on, write_result
 from bitinglip.cli.output import examples, json_option, say, write_json, write_table
 from bitinglip.client import Client
-from bitinglip.domain.catalogue import find_kinds
-from bitinglip.domain.task import Attempt, Status, Task, parse_task_id
-from bitinglip.errors import TaskNotFoundError
-from bitinglip.lifecycle.cancel import cancel
+from bitinglip.client.filters import LARGEST_SEQ
+from bitinglip.domain.task import Attempt, Status, Task
 from bitinglip.store.queries import MAX_PAGE, list_tasks
-
-LARGEST_SEQ = 2**63 - 1
 
 
 @click.group()
 def task() -> None:
-    """List, show, follow and cancel tasks."""
+    """List, show, follow, change, cancel, retry and delete tasks."""
+
+
+for command in (cancel, retry, update, delete):
+    task.add_command(command)
 
 
 @task.command(
@@ -28,18 +30,9 @@ def task() -> None:
         "bitinglip task list --status failed --since 1h", "bitinglip task list --agent my-bot --json | jq .result.text"
     ),
 )
-@click.option(
-    "--status",
-    "statuses",
-    multiple=True,
-    type=click.Choice([status.value for status in Status]),
-    help="May be repeated.",
-)
-@click.option("--agent", "agent_id", metavar="A")
-@click.option("--channel", "channel_id", metavar="C")
-@click.option("--type", "type_", type=click.Choice(sorted(find_kinds())))
-@click.option("--model", metavar="M")
-@click.option("--since", metavar="TIME", callback=parse_moment, help="Created since 10m, 2h, 1d, 2026-01-31T18:00.")
+@status_option(*Status)
+@filter_options
+@error_option
 @click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=50, show_default=True)
 @click.option("--before", "before_seq", type=click.IntRange(1, LARGEST_SEQ), metavar="SEQ", help="The next page.")
 @json_option
@@ -88,46 +81,6 @@ def follow(task_id: str, after: str | None, *, as_json: bool) -> None:
             raise
 
 
-@task.command(
-    "cancel",
-    epilog=examples(
-        "bitinglip task cancel 01890a5d-ac96-774b-bcce-b302099a8057",
-        "bitinglip task list --agent my-bot --status pending --json | jq -r .id | xargs bitinglip task cancel",
-    ),
-)
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-@json_option
-@click.pass_context
-def cancel_(ctx: click.Context, task_ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Cancel tasks: waiting ones at once, running ones at their next step.
-
-    Exits with 3 if a task is not known, else with 1 if one had ended before.
-    """
-    worst = 0
-    with Client() as client:
-        for text in task_ids:
-            outcome = _cancel_one(client, text)
-            worst = max(worst, {"not_found": TaskNotFoundError.exit_code, "ended": 1}.get(outcome, 0))
-            if as_json:
-                write_json({"id": text, "outcome": outcome})
-            else:
-                click.echo(f"{text} {outcome}")
-    ctx.exit(worst)
-
-
-def _cancel_one(client: Client, text: str) -> str:
-    """What became of it: cancelled, cancelling, ended (before), not_found."""
-    try:
-        task_id = parse_task_id(text)
-        done = cancel(client.database, [task_id])
-        if task_id in done:
-            return "cancelled" if done[task_id] else "cancelling"
-        client.get(task_id)
-    except TaskNotFoundError:
-        return "not_found"
-    return "ended"
-
-
 def _write_record(found: Task, attempts: list[Attempt]) -> None:
     standing = f"{found.status} ({found.queue_state})" if found.queue_state else str(found.status)
     rows: list[tuple[str, object]] = [
@@ -145,6 +98,10 @@ def _write_record(found: Task, attempts: list[Attempt]) -> None:
         ("started", found.started_at),
         ("finished", found.finished_at),
         ("attempt", f"{found.attempt} ({found.failures} of {found.max_attempts} failed)"),
+        ("not before", found.not_before),
+        ("expires", found.expires_at if found.queue_state and not found.started_at else None),
+        ("after", ", ".join(map(str, found.depends_on)) or None),
+        ("idempotency key", found.idempotency_key),
         ("error", f"{found.error.code}: {found.error.message}" if found.error else None),
         ("usage", ", ".join(f"{name} {value}" for name, value in (found.usage or {}).items()) or None),
         ("metadata", found.metadata or None),
@@ -153,15 +110,27 @@ def _write_record(found: Task, attempts: list[Attempt]) -> None:
     if attempts:
         click.echo()
         write_table(
-            ["attempt", "outcome", "worker", "started", "finished", "error"],
-            [
-                (a.attempt, a.outcome, a.worker_name, a.started_at, a.finished_at, a.error.message if a.error else None)
-                for a in attempts
-            ],
+            ["attempt", "outcome", "worker", "started", "finished", "engine s", "tokens", "error"],
+            [_attempt_row(attempt) for attempt in attempts],
         )
     if found.status is Status.COMPLETED:
         click.echo()
         write_result(found)
+
+
+def _attempt_row(attempt: Attempt) -> tuple[object, ...]:
+    usage = attempt.usage or {}
+    error = attempt.error
+    return (
+        attempt.attempt,
+        attempt.outcome,
+        attempt.worker_name,
+        attempt.started_at,
+        attempt.finished_at,
+        usage.get("engine_seconds"),
+        usage.get("total_tokens"),
+        f"{error.code}: {error.message}" if error else None,
+    )
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -3,6 +3,7 @@
 import click
 
 from bitinglip.cli.checks import refuse_problems
+from bitinglip.cli.drain import drain
 from bitinglip.cli.output import examples, json_option, write_json, write_table
 from bitinglip.cli.pool import run_pool
 from bitinglip.cli.programs import find_worker, plan_pool
@@ -14,7 +15,7 @@ from bitinglip.store.queries import list_workers
 
 @click.group()
 def worker() -> None:
-    """List and start workers."""
+    """List, start and drain workers."""
 
 
 @worker.command("list", epilog=examples("bitinglip worker list --json | jq -r .name"))
@@ -54,3 +55,6 @@ def start(pool: str | None, number: int | None) -> None:
     database.check_schema()
     database.close()
     run_pool(chosen, settings.data_dir)
+
+
+worker.add_command(drain)

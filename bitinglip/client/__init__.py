@@ -7,14 +7,29 @@
 A client needs PostgreSQL to submit, and nothing else: with Redis away the task is recorded and runs all the same, and
 `stream` and `result` read the record in place of the events.
 
-    sync      Client: submit, read
+    sync      Client: submit, read, cancel
     handle    Handle: one task: its status, its result, its events
     follow    a task's events to their end, from Redis and, where Redis lacks them, from the record
+    taken     TakenTask: work that this process took to do itself, under a lease
     aio       the same for asyncio
+    manager   TaskManager: the records of the tasks: list, update, retry, delete
+    filters   which tasks are meant
 """
 
-from bitinglip.client.aio import AsyncClient, AsyncHandle
+from bitinglip.client.aio import AsyncClient, AsyncHandle, AsyncTakenTask
+from bitinglip.client.filters import TaskFilter
 from bitinglip.client.handle import Handle
+from bitinglip.client.manager import TaskManager
 from bitinglip.client.sync import Client
+from bitinglip.client.taken import TakenTask
 
-__all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
+__all__ = [
+    "AsyncClient",
+    "AsyncHandle",
+    "AsyncTakenTask",
+    "Client",
+    "Handle",
+    "TakenTask",
+    "TaskFilter",
+    "TaskManager",
+]

@@ -1,15 +1,21 @@
 """The client for asyncio. Each call runs in a thread: the drivers below are the synchronous ones."""
 
 import asyncio
+import threading
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from bitinglip.client.handle import Handle
 from bitinglip.client.sync import Client
-from bitinglip.domain.task import Status, Task, TaskRequest
+from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, take_next
+from bitinglip.domain.task import Attempt, Status, Task, TaskRequest
+from bitinglip.store.tasks import Change
 from bitinglip.streams.events import Event
+
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -58,6 +64,45 @@ class AsyncClient:
         """As `Client.get`."""
         return await asyncio.to_thread(self.client.get, task_id)
 
+    async def attempts(self, task_id: str | uuid.UUID) -> list[Attempt]:
+        """As `Client.attempts`."""
+        return await asyncio.to_thread(self.client.attempts, task_id)
+
+    async def cancel(self, task_ids: Sequence[str | uuid.UUID]) -> list[Change]:
+        """As `Client.cancel`."""
+        return await asyncio.to_thread(self.client.cancel, task_ids)
+
+    async def next(
+        self,
+        agent: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the sync one
+        *,
+        channel: str | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    ) -> "AsyncTakenTask | None":
+        """As `Client.next`; if the wait is cancelled, what was taken at that moment is handed back."""
+        stop = threading.Event()
+
+        def take() -> TakenTask | None:
+            return take_next(
+                self.client, agent, timeout=timeout, channel=channel, lease_seconds=lease_seconds, stop=stop
+            )
+
+        waiting = asyncio.create_task(_in_own_thread(take))
+        try:
+            taken = await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            stop.set()
+            taken = await waiting
+            if taken is not None:
+                await asyncio.to_thread(taken.hand_back)
+            raise
+        return None if taken is None else AsyncTakenTask(taken)
+
+    async def taken(self, task_id: str | uuid.UUID, token: str | uuid.UUID) -> "AsyncTakenTask":
+        """As `Client.taken`."""
+        return AsyncTakenTask(await asyncio.to_thread(self.client.taken, task_id, token))
+
     async def handle(self, task_id: str | uuid.UUID) -> "AsyncHandle":
         """As `Client.handle`."""
         return AsyncHandle(await asyncio.to_thread(self.client.handle, task_id))
@@ -91,3 +136,51 @@ class AsyncHandle:
         events = self._handle.stream(after)
         while (event := await asyncio.to_thread(next, events, None)) is not None:
             yield event
+
+
+class AsyncTakenTask:
+    """`TakenTask` for asyncio."""
+
+    def __init__(self, taken: TakenTask) -> None:
+        self._taken = taken
+        self.id = taken.id
+        self.token = taken.token
+        self.task = taken.task
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to be cancelled, as the last renewal of its lease heard."""
+        return self._taken.cancelled
+
+    async def keep(self, lease_seconds: float) -> bool:
+        """As `TakenTask.keep`."""
+        return await asyncio.to_thread(self._taken.keep, lease_seconds)
+
+    async def complete(self, result: dict[str, Any] | None = None) -> None:
+        """As `TakenTask.complete`."""
+        await asyncio.to_thread(self._taken.complete, result)
+
+    async def fail(self, message: str, *, code: str = "agent_failed", retryable: bool = False) -> None:
+        """As `TakenTask.fail`."""
+        await asyncio.to_thread(lambda: self._taken.fail(message, code=code, retryable=retryable))
+
+    async def hand_back(self) -> None:
+        """As `TakenTask.hand_back`."""
+        await asyncio.to_thread(self._taken.hand_back)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._taken.__exit__, kind, error, trace)
+
+
+async def _in_own_thread(wait: Callable[[], T]) -> T:
+    """Run what may wait for ever: in the loop's few threads, some of these would keep all others from running."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="bitinglip-wait")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, wait)
+    finally:
+        executor.shutdown(wait=False)

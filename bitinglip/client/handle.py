@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from bitinglip.client.follow import POLL_SECONDS, follow_events
 from bitinglip.domain.task import Status, Task
 from bitinglip.errors import RedisUnreachableError, ResultTimeoutError, TaskEndedError
-from bitinglip.lifecycle.cancel import cancel
 from bitinglip.streams.events import Event, EventName
 from bitinglip.streams.reader import read_events
 
@@ -37,7 +36,7 @@ class Handle:
 
     def cancel(self) -> bool:
         """Cancel the task; True if it is or will be, False if it had ended before."""
-        return self.id in cancel(self._client.database, [self.id])
+        return bool(self._client.cancel([self.id]))
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the end and return what the task made.

@@ -2,7 +2,9 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -10,14 +12,19 @@ from typing import Any, Self
 import redis
 
 from bitinglip.client.handle import Handle
-from bitinglip.domain.task import Attempt, Priority, Task, TaskRequest, make_request, parse_task_id
+from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, find_taken_task, take_next
+from bitinglip.domain.task import Attempt, Priority, Status, Task, TaskRequest, make_request, parse_task_id
 from bitinglip.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, TaskNotFoundError
+from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.submit import submit_tasks
 from bitinglip.registry.locate import BUNDLED, find_folder, locate_model
 from bitinglip.settings import ServerSettings, ServerUrls, TaskSettings, load_settings
 from bitinglip.store import queries
 from bitinglip.store.database import Database, retry_once
+from bitinglip.store.tasks import Change
 from bitinglip.streams.reader import connect
+from bitinglip.streams.wake import wake_worker
+from bitinglip.streams.writer import EventWriter
 
 _KNOWN_MODEL_SECONDS = 10.0
 
@@ -43,12 +50,18 @@ class Client:
         self.database = Database(urls.database_url, connections=connections, name="bitinglip-client")
         self._settings = load_settings(TaskSettings)
         self._checked_models: dict[str, tuple[float, int | None]] = {}
+        self.closed = False
         self.database.check_schema()
 
     @cached_property
     def redis(self) -> "redis.Redis":
         """The connection that streams are read from."""
         return connect(self._redis_url)
+
+    @cached_property
+    def events(self) -> EventWriter:
+        """Where transitions are announced; nobody waits for it."""
+        return EventWriter(self.redis)
 
     def submit(
         self,
@@ -63,6 +76,10 @@ class Client:
         title: str | None = None,
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        ttl: int | None = None,
+        not_before: datetime | None = None,
+        depends_on: Iterable[str | uuid.UUID | Handle] = (),
+        idempotency_key: str | None = None,
         **payload: Any,
     ) -> Handle:
         """Record a task, durably, and return a handle on it.
@@ -77,13 +94,20 @@ class Client:
             title: For people; made from the payload if absent.
             description: For people, at most 2,000 characters.
             metadata: A JSON object of the caller's own.
+            ttl: Seconds that it may wait; then it fails as `expired`.
+            not_before: It does not start before then; with a time zone.
+            depends_on: Tasks of the same agent that must complete first; one that does not fails it.
+            idempotency_key: A second submission of the agent with this key returns the same task.
             **payload: The kind's own fields: for `text`, `prompt` or `messages`, `max_tokens`, `temperature`, ...
 
         Raises:
             InvalidRequestError: Naming the field, the value and what would be right.
             ModelNotFoundError: If the model is not known.
+            TaskNotFoundError: If a task that it depends on is not known.
+            LimitExceededError: If too many of the agent's or the channel's tasks wait, or it may not ask so urgently.
             DatabaseUnreachableError: If PostgreSQL is away. Nothing was recorded.
         """
+        parents = [item.id if isinstance(item, Handle) else parse_task_id(item) for item in depends_on]
         request = make_request(
             type_,
             payload,
@@ -95,6 +119,10 @@ class Client:
             title=title,
             description=description,
             metadata=metadata,
+            ttl=ttl,
+            not_before=not_before,
+            depends_on=parents or None,
+            idempotency_key=idempotency_key,
         )
         return self.submit_many([request])[0]
 
@@ -107,13 +135,22 @@ class Client:
         Raises:
             InvalidRequestError: If a model cannot do what a request asks. Nothing was recorded.
             ModelNotFoundError: If a model is not known. Nothing was recorded.
+            TaskNotFoundError: If a parent is not known. Batches of 1,000 before this one were recorded.
+            LimitExceededError: If too many would wait. Batches of 1,000 before this one were recorded.
             DatabaseUnreachableError: If PostgreSQL is away. Batches of 1,000 before this one were recorded.
         """
         checked = list(requests)
         for request in checked:
             self._check_model(request)
-        submit_tasks(self.database, checked, self._settings)
-        return [Handle(self, request.id) for request in checked]
+        ids = submit_tasks(self.database, checked, self._settings)
+        by_agent: dict[str, list[uuid.UUID]] = defaultdict(list)
+        for request, task_id in zip(checked, ids, strict=True):
+            # Another id is that of an earlier task, which the idempotency key names.
+            if task_id == request.id:
+                by_agent[request.agent_id].append(task_id)
+        for agent_id, queued in by_agent.items():
+            self.events.announce_queued(agent_id, queued)
+        return [Handle(self, task_id) for task_id in ids]
 
     def get(self, task_id: str | uuid.UUID) -> Task:
         """The record of a task.
@@ -133,7 +170,11 @@ class Client:
         return task
 
     def attempts(self, task_id: str | uuid.UUID) -> list[Attempt]:
-        """The attempts at a task that have ended."""
+        """The attempts at a task that have ended.
+
+        Raises:
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
         with self.database.transaction() as connection:
             return queries.list_attempts(connection, parse_task_id(task_id))
 
@@ -145,8 +186,68 @@ class Client:
         """
         return Handle(self, self.get(task_id).id)
 
+    def cancel(self, task_ids: Sequence[str | uuid.UUID]) -> list[Change]:
+        """Cancel tasks: waiting ones at once, running ones at their next step; the others had ended, or are not known.
+
+        Raises:
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        changes = cancel(self.database, [parse_task_id(task_id) for task_id in task_ids])
+        self.tell_cancelled(changes)
+        return changes
+
+    def tell_cancelled(self, changes: Iterable[Change]) -> None:
+        """Announce what was cancelled, and wake the workers that have to stop something."""
+        told = list(changes)
+        self.events.announce_changes(told)
+        for worker_id in {change.worker_id for change in told if change.status == Status.IN_PROGRESS}:
+            if worker_id is not None:
+                wake_worker(self.redis, worker_id)
+
+    def next(
+        self,
+        agent: str,
+        timeout: float | None = None,
+        *,
+        channel: str | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    ) -> TakenTask | None:
+        """Take the agent's next task of type `agent`, most urgent and then oldest first; wait for one if need be.
+
+        It is this process's until it is completed, failed or handed back: a thread renews its lease. If the process
+        dies, the task is ready again when the lease has run out.
+
+        Args:
+            agent: Whose tasks.
+            timeout: Seconds to wait for one; None waits for ever.
+            channel: This channel's only.
+            lease_seconds: How long a dead process keeps it.
+
+        Raises:
+            InvalidRequestError: If no task can have that agent or channel, or the lease is out of bounds.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        return take_next(self, agent, timeout=timeout, channel=channel, lease_seconds=lease_seconds)
+
+    def taken(self, task_id: str | uuid.UUID, token: str | uuid.UUID) -> TakenTask:
+        """A task that was taken before, perhaps by another process, which knows the token.
+
+        Raises:
+            TaskNotFoundError: If there is no such task.
+            InvalidRequestError: If the token is none.
+            LeaseLostError: If the token does not hold the task (any more).
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        return find_taken_task(self, parse_task_id(task_id), token)
+
     def close(self) -> None:
-        """Close every connection."""
+        """Say what is still to be said, for a second at most, and close every connection.
+
+        A task that was taken and not ended is another's when its lease is over.
+        """
+        self.closed = True
+        if "events" in self.__dict__:
+            self.events.close(within_seconds=1)
         self.database.close()
         if "redis" in self.__dict__:
             self.redis.close()

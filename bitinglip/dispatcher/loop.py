@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from bitinglip.dispatcher.doorbells import DoorbellRinger
 from bitinglip.dispatcher.round import RoundResult, run_round
-from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
 from bitinglip.dispatcher.sweep import sweep
+from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
 from bitinglip.lifecycle.waiting import settle
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import READY_CHANNEL, Change

@@ -1,13 +1,21 @@
 """The life of a task, a file a step. Every step is one transaction, or a few that may each be the last.
 
-    submit   a request becomes a record, ready in its agent's queue
+    submit   a request becomes a record, within its agent's limits: ready, scheduled, or blocked by its parents
+    waiting  its time comes, its parents end, or it has waited too long
              (dispatcher.plan reserves it for a worker and rings that worker's doorbell)
     claim    the worker takes the lease: one attempt is now its own
     run      the engine works; events flow; the attempt ends
+      solitude   a suspect runs alone
+      outcome    what the attempt comes to: blame, retry, time limit
     finish   the outcome is recorded, if the attempt is still this worker's
     cancel   pending: at once; running: flagged, and stopped by its worker
     lease    a worker registers, renews, and hears what it missed
     rescue   a worker is gone; what it held is ready again
+    take     an agent takes a task itself, under the same lease
+    edit     people retry, change and delete records
+    agents   people limit agents
+    recur    a due time becomes a task, once
+    report   what a day's tasks came to
 
 The lease on a task is `(task_id, attempt, worker_id)`, and every write names all three. A message from Celery is only a
 doorbell: losing, repeating or delaying it changes nothing but the time.

@@ -26,6 +26,7 @@ from bitinglip.settings import TaskSettings
 from bitinglip.store import agents, queries, records
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.tasks import Change, cancel_tasks
+from bitinglip.store.workers import delete_gone
 
 BATCH = 1_000
 
@@ -103,6 +104,8 @@ def retry(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
         DatabaseUnreachableError: If PostgreSQL is away.
     """
     with database.transaction() as connection:
+        # A statement of its own: whoever waited for a deletion must see what it left.
+        records.lock_with_parents(connection, task_ids)
         return records.retry_tasks(connection, task_ids)
 
 
@@ -117,13 +120,26 @@ def delete(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     with database.transaction() as connection:
         # A statement of its own: what the next one sees can then not change any more, and no child be added.
         records.lock_tasks(connection, task_ids)
-        chosen = records.list_deletable(connection, task_ids)
-        cancel_tasks(connection, [task_id for task_id, status in chosen if status == Status.PENDING])
-        return records.delete_tasks(connection, [task_id for task_id, _ in chosen])
+        chosen = _choose_deletable(connection, task_ids)
+        cancel_tasks(connection, [task_id for task_id, status in chosen.items() if status == Status.PENDING])
+        return records.delete_tasks(connection, [*chosen])
+
+
+def _choose_deletable(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """The largest set of the tasks that can go together, with their statuses."""
+    chosen = dict.fromkeys(task_ids, "")
+    while True:
+        deletable = dict(records.list_deletable(connection, [*chosen]))
+        if len(deletable) == len(chosen):
+            return deletable
+        # What had to stay may wait for others that then have to stay, too.
+        chosen = deletable
 
 
 def purge(database: Database, settings: TaskSettings) -> int:
     """Delete the tasks that finished longer ago than they are kept, batch by batch; returns how many.
+
+    So are the registrations of workers that left as long ago.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away. Batches before are deleted.
@@ -131,10 +147,15 @@ def purge(database: Database, settings: TaskSettings) -> int:
     purged = 0
     while True:
         with database.transaction() as connection:
+            # Streams expire by themselves. Files that these tasks made are to be removed here, before the commit that
+            # forgets them: a purge that is cut off then finds them again.
             batch = len(records.purge_finished(connection, days=settings.retention_days, batch=BATCH))
         purged += batch
         if batch < BATCH:
-            return purged
+            break
+    with database.transaction() as connection:
+        delete_gone(connection, days=settings.retention_days)
+    return purged
 
 
 def change_matching(

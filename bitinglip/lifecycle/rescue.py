@@ -30,7 +30,7 @@ def rescue(database: Database, *, lease_seconds: float) -> list[Change]:
 
 
 def report_death(database: Database, name: str, pid: int) -> list[Change]:
-    """End the registration of a process of this machine that has died, and free what it held; the lease need not run out.
+    """End the registration of a process of this machine that has died, and free what it held, whatever its lease.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away. The lease will end.

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import assert_never
 
 from bitinglip.domain.catalogue import find_kinds, get_kind

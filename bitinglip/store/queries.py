@@ -187,8 +187,9 @@ SELECT
     (SELECT coalesce(json_object_agg(status, n), '{}') FROM (
         SELECT status, count(*) AS n FROM tasks GROUP BY status) AS s) AS tasks,
     (SELECT count(*) FROM agents) AS agents,
-    (SELECT count(*) FROM workers WHERE state <> 'gone' AND lease_expires_at > now()) AS workers,
-    (SELECT coalesce(sum(slots), 0) FROM workers WHERE state <> 'gone' AND lease_expires_at > now()) AS slots,
+    (SELECT count(*) FROM workers WHERE state IN ('ready', 'draining') AND lease_expires_at > now()) AS workers,
+    (SELECT coalesce(sum(slots), 0) FROM workers
+     WHERE state IN ('ready', 'draining') AND lease_expires_at > now()) AS slots,
     recent.finished AS finished_last_hour,
     recent.tokens AS tokens_last_hour,
     recent.engine_seconds AS engine_seconds_last_hour,

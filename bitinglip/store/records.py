@@ -47,6 +47,19 @@ SELECT id, agent_id, status, attempt, error_code, worker_id FROM retried LEFT JO
 """)
 
 
+_LOCK_WITH_PARENTS = text("""
+SELECT FROM tasks WHERE id IN (
+    SELECT unnest(CAST(:ids AS uuid[])) UNION
+    SELECT parent_id FROM dependencies WHERE child_id = ANY(CAST(:ids AS uuid[]))
+) ORDER BY id FOR NO KEY UPDATE
+""")
+
+
+def lock_with_parents(connection: Connection, task_ids: Sequence[uuid.UUID]) -> None:
+    """Keep tasks and what they depend on until the transaction ends: what was deleted before is not waited for."""
+    connection.execute(_LOCK_WITH_PARENTS, {"ids": [str(task_id) for task_id in task_ids]})
+
+
 def retry_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     """Make failed tasks ready again, with all their attempts before them; others are not in the answer."""
     values = {"ids": [str(task_id) for task_id in task_ids], "channel": READY_CHANNEL}
@@ -112,7 +125,7 @@ def lock_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> None:
 
 _DELETABLE = text("""
 SELECT id, status FROM tasks AS t
-WHERE id = ANY(CAST(:ids AS uuid[])) AND status <> 'in_progress' AND NOT EXISTS (
+WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT EXISTS (
     SELECT FROM dependencies AS d JOIN tasks AS c ON c.id = d.child_id
     WHERE d.parent_id = t.id AND c.queue_state = 'blocked' AND c.id <> ALL(CAST(:ids AS uuid[]))
 )
@@ -120,25 +133,21 @@ WHERE id = ANY(CAST(:ids AS uuid[])) AND status <> 'in_progress' AND NOT EXISTS 
 
 
 def list_deletable(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, str]]:
-    """Those of the tasks, with their statuses, that neither run nor are waited for by others than themselves."""
+    """Those of the tasks, with their statuses, that no others than themselves wait for."""
     rows = connection.execute(_DELETABLE, {"ids": [str(task_id) for task_id in task_ids]})
     return [(row.id, row.status) for row in rows]
 
 
 _DELETE = text("""
-DELETE FROM tasks AS t
-WHERE id = ANY(CAST(:ids AS uuid[])) AND finished_at IS NOT NULL AND NOT (has_children AND EXISTS (
-    SELECT FROM dependencies AS d JOIN tasks AS c ON c.id = d.child_id
-    WHERE d.parent_id = t.id AND c.queue_state = 'blocked'
-))
+DELETE FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) AND finished_at IS NOT NULL
 RETURNING id, agent_id, status, attempt, error_code, worker_id
 """)
 
 
 def delete_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[Change]:
-    """Delete finished tasks that nobody waits for, with their attempts; others are not in the answer.
+    """Delete finished tasks with their attempts; others are not in the answer.
 
-    Under `lock_tasks`, or a child that is added meanwhile would wait for nothing.
+    Only what `list_deletable` gave under `lock_tasks`: a child would wait for nothing.
     """
     return read_changes(connection.execute(_DELETE, {"ids": [str(task_id) for task_id in task_ids]}))
 

@@ -86,6 +86,17 @@ def retire_worker(connection: Connection, worker_id: uuid.UUID) -> None:
     connection.execute(_RETIRE, {"id": worker_id})
 
 
+_DELETE_GONE = text("""
+DELETE FROM workers AS w WHERE state = 'gone' AND last_seen_at < now() - make_interval(days => :days)
+AND NOT EXISTS (SELECT FROM tasks AS t WHERE t.worker_id = w.id AND t.worker_id IS NOT NULL AND t.finished_at IS NULL)
+""")
+
+
+def delete_gone(connection: Connection, *, days: int) -> int:
+    """Delete registrations that ended so many days ago and hold nothing; returns how many."""
+    return connection.execute(_DELETE_GONE, {"days": days}).rowcount
+
+
 _RETIRE_DEAD = text("""
 UPDATE workers SET state = 'gone', lease_expires_at = now()
 WHERE name = :name AND node = :node AND pid = :pid AND state <> 'gone'

@@ -1,7 +1,8 @@
 """Add dependencies, limits, suspects, recurring tasks and daily reports.
 
 Expand. Safe while old workers run: every new column has a default that means what was before. Writers to tasks wait for
-two scans of it, because a half-done migration would be worse than the second that they take a million rows. The downgrade drops the columns and tables, and ends the agents' own registrations.
+two scans of it, because a half-done migration would be worse than the second that they take a million rows. The
+downgrade drops the columns and tables, and ends the agents' own registrations.
 """
 
 import sqlalchemy as sa

@@ -33,6 +33,7 @@ def start_beat(processes: System, tmp_path: Path) -> StartBeat:
                     **os.environ,
                     "BITINGLIP_SCHEDULE_FILE": str(file),
                     "BITINGLIP_LOG_FORMAT": "json",
+                    "PYTHONUNBUFFERED": "1",
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,

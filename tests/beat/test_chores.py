@@ -101,11 +101,10 @@ def processes_said(system: System, event: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({}, "ids"),
+        ({}, "filters"),
         ({"ids": ["x"], "agent_id": "a"}, "ids"),
-        ({"ids": "x"}, "ids"),
         ({"agent": "a"}, "agent"),
-        ({"agent_id": ""}, "agent_id"),
+        ({"agent_id": ""}, "filters"),
         ({"since": "yesterday"}, "since"),
         ({"since": "2026-01-31T08:00:00"}, "since"),
     ],

@@ -66,6 +66,21 @@ def test_an_hour_that_half_an_hour_skips_is_left_out() -> None:
     assert list_due(hourly, "2026-10-03T14:00", "2026-10-03T17:30") == ["10-03T14:30", "10-03T16:00", "10-03T17:00"]
 
 
+def test_a_midnight_that_comes_twice_is_due_once_and_not_forgotten() -> None:
+    # In 2010 the clocks of St. John's went from 00:01 on 7 November to 23:01 on the day before.
+    midnight = parse_cron("0 0 * * *", ZoneInfo("America/St_Johns"))
+
+    assert list_due(midnight, "2010-11-06T00:00", "2010-11-08T12:00") == ["11-06T02:30", "11-07T02:30", "11-08T03:30"]
+    assert midnight.find_last(at("2010-11-07T03:00")) == at("2010-11-07T02:30")
+
+
+def test_a_day_that_is_skipped_is_due_all_the_same() -> None:
+    # Samoa had no 30 December 2011.
+    that_day = parse_cron("0 9 30 12 *", ZoneInfo("Pacific/Apia"))
+
+    assert that_day.find_next(at("2011-12-30T15:00")) == at("2011-12-30T19:00")
+
+
 def test_a_day_is_right_if_its_month_its_day_and_its_weekday_are() -> None:
     first_monday = parse_cron("0 9 1-7 * mon", ZoneInfo("UTC"))
     leap_day = parse_cron("0 0 29 2 *", ZoneInfo("UTC"))

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,60 @@ def test_every_option_reaches_the_record(run: Run, client: Client, tmp_path: Pat
         "repetition_penalty": 1.5,
         "json_schema": {"type": "object"},
     }
+
+
+def test_the_shared_options_reach_the_record(run: Run, client: Client) -> None:
+    first = run("submit", "echo", "a").stdout.strip()
+    second = run("submit", "echo", "b").stdout.strip()
+    options = ("--ttl", "600", "--at", "+1h", "--after", first, "--after", second, "--idempotency-key", "k")
+
+    result = run("submit", "echo", "c", *options, "--json")
+
+    task = client.get(json.loads(result.stdout)["id"])
+    assert (task.queue_state, task.idempotency_key) == ("blocked", "k")
+    assert [str(parent) for parent in task.depends_on] == [first, second]
+    assert task.not_before is not None
+    assert 3_590 < (task.not_before - task.created_at).total_seconds() <= 3_600
+    again = json.loads(run("submit", "echo", "c", *options, "--json").stdout)
+    assert again == {"id": str(task.id), "status": "pending"}
+
+
+def test_a_repeated_key_tells_what_became_of_its_task(run: Run, client: Client) -> None:
+    task_id = run("submit", "echo", "--idempotency-key", "k").stdout.strip()
+    client.cancel([task_id])
+
+    assert json.loads(run("submit", "echo", "--idempotency-key", "k", "--json").stdout) == {
+        "id": task_id,
+        "status": "cancelled",
+    }
+    refused = run("submit", "echo", "other", "--idempotency-key", "k")
+    assert refused.exit_code == 2
+    assert "--idempotency-key" in refused.stderr
+    assert f"was used for task {task_id}" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("in 10m", 600), ("+10m", 600), ("10m", 600), ("in 2h", 7_200), ("1d", 86_400), ("30s", 30)]
+)
+def test_a_while_from_now_is_a_time(run: Run, client: Client, text: str, seconds: int) -> None:
+    task = client.get(run("submit", "echo", "--at", text).stdout.strip())
+    assert task.not_before is not None
+    assert seconds - 10 < (task.not_before - task.created_at).total_seconds() <= seconds
+    assert task.queue_state == "scheduled"
+
+
+def test_a_time_is_local_unless_it_names_a_zone(run: Run, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0, tzinfo=None)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        local = client.get(run("submit", "echo", "--at", soon.isoformat()).stdout.strip())
+        zoned = client.get(run("submit", "echo", "--at", f"{soon.isoformat()}+02:00").stdout.strip())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert local.not_before == (soon - timedelta(hours=9)).replace(tzinfo=UTC)
+    assert zoned.not_before == (soon - timedelta(hours=2)).replace(tzinfo=UTC)
 
 
 def test_a_prompt_is_read_from_stdin_without_its_last_newline(run: Run, client: Client) -> None:

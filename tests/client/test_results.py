@@ -164,7 +164,7 @@ def test_a_task_that_nobody_knows_is_not_found(client: Client) -> None:
 
 
 def test_many_tasks_are_submitted_in_order(client: Client, database: Database) -> None:
-    handles = client.submit_many(make_request("echo", {"text": str(n)}) for n in range(2_500))
+    handles = client.submit_many(make_request("echo", {}, agent_id=f"bot-{n % 3}") for n in range(2_500))
 
     assert [handle.id for handle in handles] == [
         task for (task,) in execute(database, "SELECT id FROM tasks ORDER BY seq")

@@ -144,6 +144,19 @@ def test_a_child_with_a_time_is_scheduled_when_nothing_blocks_it(database: Datab
     assert (task.expires_at - at).total_seconds() == pytest.approx(3_600, abs=1)
 
 
+def test_a_child_that_was_cancelled_stays_so(database: Database) -> None:
+    parent, other = submit(database, make_echo(), make_echo())
+    first, second = submit(database, make_child(parent), make_child(other))
+    cancel(database, [first, second])
+    end(database, parent)
+    end(database, other, "failed")
+    before = [read(database, child) for child in (first, second)]
+
+    assert settle(database) == []
+
+    assert [read(database, child) for child in (first, second)] == before
+
+
 def check_refused(database: Database, error: type[Exception], words: str, *requests: TaskRequest) -> None:
     before = execute(database, "SELECT id, has_children FROM tasks ORDER BY seq")
     with pytest.raises(error, match=words):
@@ -160,9 +173,9 @@ def test_what_can_never_be_waited_for_is_refused(database: Database) -> None:
     check_refused(database, InvalidRequestError, "comes after the task; submit parents first", *circle)
     check_refused(database, InvalidRequestError, "another agent than 'default'", make_child(other))
     check_refused(database, TaskNotFoundError, str(NOBODY), make_echo(), make_child(NOBODY))
-    with pytest.raises(InvalidRequestError, match="depends_on: .*: a task cannot wait for itself"):
+    with pytest.raises(InvalidRequestError, match=r"depends_on: .*: a task cannot wait for itself"):
         make_child(NOBODY, id=NOBODY)
-    with pytest.raises(InvalidRequestError, match="depends_on: .*at most 1,000"):
+    with pytest.raises(InvalidRequestError, match=r"depends_on: .*at most 1,000"):
         make_child(*(uuid.uuid4() for _ in range(1_001)))
 
 

@@ -10,7 +10,10 @@ from bitinglip.domain.task import Priority, Status, TaskRequest, make_request
 from bitinglip.errors import ConflictError, InvalidRequestError, LimitExceededError, TaskNotFoundError
 from bitinglip.lifecycle import edit
 from bitinglip.lifecycle.agents import edit_agent
+from bitinglip.lifecycle.cancel import cancel
+from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.edit import delete, make_edit, purge, update
+from bitinglip.lifecycle.submit import submit_within
 from bitinglip.lifecycle.waiting import settle
 from bitinglip.settings import TaskSettings
 from bitinglip.store.database import Database
@@ -98,7 +101,7 @@ def test_metadata_does_not_grow_beyond_its_bound_by_merging(database: Database) 
     (task,) = submit(database, make_request("echo", {}, metadata={"a": "x" * 40_000}))
     before = read(database, task)
 
-    with pytest.raises(InvalidRequestError, match="metadata: .*with what is there, it is 80,0.. bytes"):
+    with pytest.raises(InvalidRequestError, match=r"metadata: .*with what is there, it is 80,0.. bytes"):
         change(database, task, metadata={"b": "y" * 40_000})
 
     assert read(database, task) == before
@@ -155,8 +158,6 @@ def test_a_running_task_is_not_deleted(database: Database) -> None:
 
 
 def test_a_reserved_task_is_deleted_and_its_doorbell_rings_in_vain(database: Database) -> None:
-    from bitinglip.lifecycle.claim import claim_reserved
-
     worker = make_worker(database)
     doorbell = make_reserved(database, worker)
 
@@ -191,16 +192,12 @@ def test_a_chain_with_a_child_outside_is_not_broken(database: Database) -> None:
     delete(database, [parent, child])
     settle(database)
 
-    # Whatever was deleted, nobody waits for nothing.
-    assert read(database, grandchild).queue_state is None or count_tasks(database) == 3
+    assert [read(database, task).queue_state for task in (parent, child, grandchild)] == ["ready", "blocked", "blocked"]
 
 
 def test_a_parent_whose_children_know_is_deleted_and_they_keep_their_ending(database: Database) -> None:
     (parent,) = submit(database)
     (child,) = submit(database, make_child(parent))
-    edit.cancel_tasks_of = None  # type: ignore[attr-defined]
-    from bitinglip.lifecycle.cancel import cancel
-
     cancel(database, [parent])
     settle(database)
 
@@ -219,8 +216,6 @@ def test_a_child_that_is_submitted_while_its_parent_is_deleted_never_waits_for_n
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             blocked = "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))"
             eventually(lambda: execute(database, blocked, pid=pid)[0][0])
-            from bitinglip.lifecycle.submit import submit_within
-
             child = submit_within(connection, make_child(parent.task_id), TaskSettings())
         assert deleting.result() == []
     settle(database)
@@ -232,8 +227,8 @@ def make_old(database: Database, count: int, *, days: int) -> list[uuid.UUID]:
     tasks = submit(database, *(make_echo() for _ in range(count)))
     execute(
         database,
-        "UPDATE tasks SET status = 'completed', queue_state = NULL, finished_at = now() - make_interval(days => :days), "
-        "created_at = now() - make_interval(days => :days) WHERE id = ANY(CAST(:ids AS uuid[]))",
+        "UPDATE tasks SET status = 'completed', queue_state = NULL, created_at = now() - make_interval(days => :days), "
+        "finished_at = now() - make_interval(days => :days) WHERE id = ANY(CAST(:ids AS uuid[]))",
         days=days,
         ids=[str(task) for task in tasks],
     )
@@ -275,3 +270,19 @@ def test_two_purges_at_once_delete_each_task_once(database: Database, monkeypatc
 
     purge(database, TaskSettings(retention_days=30))
     assert count_tasks(database) == 0
+
+
+def test_a_purge_forgets_workers_that_left_long_ago_and_hold_nothing(database: Database) -> None:
+    for name in ("alive", "left", "left lately", "left with a task"):
+        worker = make_worker(database, name)
+        if name == "left with a task":
+            make_running(database, worker)
+        if name != "alive":
+            ago = 1 if name == "left lately" else 31
+            sql = "UPDATE workers SET state = 'gone', last_seen_at = now() - make_interval(days => :ago) WHERE id = :id"
+            execute(database, sql, ago=ago, id=worker)
+
+    purge(database, TaskSettings(retention_days=30))
+
+    names = {name for (name,) in execute(database, "SELECT name FROM workers")}
+    assert names == {"alive", "left lately", "left with a task"}

@@ -12,6 +12,8 @@ from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.submit import submit_tasks
 from bitinglip.settings import ServerUrls, TaskSettings
 from bitinglip.store.database import Database
+from bitinglip.store.submissions import Limits, insert_tasks
+from tests.conftest import eventually
 from tests.factories import dispatch, execute, make_echo, make_worker, submit
 
 SETTINGS = TaskSettings(max_queue_size=100, channel_limit=10)
@@ -65,6 +67,32 @@ def test_a_channels_limit_holds_across_agents(urls: ServerUrls, database: Databa
     )
 
     assert (count_waiting(database), refused) == (10, 40)
+
+
+@pytest.mark.parametrize("scope", ["agent", "channel"])
+def test_the_last_places_are_given_to_one_after_the_other(database: Database, scope: str) -> None:
+    fields = {"agent_id": "bot"} if scope == "agent" else {"channel_id": CHANNEL}
+    size = 100 if scope == "agent" else 10
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as connection:
+            insert_tasks(
+                connection,
+                [make_request("echo", {}, **fields) for _ in range(size - 1)],
+                limits=Limits(100, 10),
+                max_attempts=1,
+                ttl_seconds=300,
+                exact=True,
+            )
+            late = threads.submit(
+                submit_tasks, database, [make_request("echo", {}, **fields) for _ in range(2)], SETTINGS
+            )
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))"
+            eventually(lambda: execute(database, sql, pid=pid)[0][0])
+        with pytest.raises(LimitExceededError, match=f"has {size - 1} tasks waiting, the limit is {size};"):
+            late.result()
+
+    assert count_waiting(database) == size - 1
 
 
 def test_a_refusal_tells_the_numbers_and_records_nothing(database: Database) -> None:

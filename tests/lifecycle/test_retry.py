@@ -1,16 +1,19 @@
 """A failed task can be tried again as if it were new: with all its attempts, its time and its children."""
 
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bitinglip.domain.task import QueueState, Status, make_request
+from bitinglip.lifecycle import edit
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.edit import change_matching, retry
 from bitinglip.lifecycle.waiting import expire_overdue, settle
 from bitinglip.store.database import Database
-from bitinglip.store.tasks import Doorbell
+from bitinglip.store.tasks import Change, Doorbell
 from tests.factories import (
     dispatch,
     execute,
@@ -138,8 +141,6 @@ def test_a_parent_and_its_child_are_retried_together(database: Database) -> None
 def test_parents_are_retried_before_their_children_however_many(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitinglip.lifecycle import edit
-
     monkeypatch.setattr(edit, "BATCH", 2)
     top = make_echo()
     chain = [top]
@@ -152,21 +153,18 @@ def test_parents_are_retried_before_their_children_however_many(
         "has_children = false",
     )
 
-    def retry_while_others_settle(database: Database, task_ids: object) -> list[object]:
-        changes = retry(database, task_ids)  # type: ignore[arg-type]
+    def retry_while_others_settle(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
+        changes = retry(database, task_ids)
         settle(database)
-        return list(changes)
+        return changes
 
-    retried = change_matching(database, retry_while_others_settle, oldest_first=True, statuses=["failed"])  # type: ignore[arg-type]
+    retried = [*change_matching(database, retry_while_others_settle, oldest_first=True, statuses=["failed"])]
 
-    assert [change.task_id for change in retried] and all(
-        read(database, request.id).status is Status.PENDING for request in chain
-    )
+    assert len(retried) == 5
+    assert {read(database, request.id).status for request in chain} == {Status.PENDING}
 
 
 def test_two_retries_at_once_make_one_attempt(database: Database) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     worker = make_worker(database)
     failed = [make_failed(database, worker).task_id for _ in range(10)]
     with ThreadPoolExecutor(4) as threads:

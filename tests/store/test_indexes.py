@@ -79,7 +79,8 @@ def explain(database: Database, ask: Callable[[Connection], Any]) -> list[dict[s
             return
         cursor.execute("SAVEPOINT before")
         # A statement may come after the one that locks.
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.rpartition('; ')[2]}", values)
+        asked = statement[statement.rfind("; EXECUTE ") + 2 :] if "; EXECUTE " in statement else statement
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked}", values)
         plan = cursor.fetchone()[0]
         cursor.execute("ROLLBACK TO before")
         nodes.extend(walk((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
