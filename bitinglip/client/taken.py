@@ -251,7 +251,7 @@ class _Taker:
         if time.monotonic() < self._renew_at:
             return
         seconds = self._wish.lease_seconds
-        if lease.renew(self._client.database, self._token, lease_seconds=seconds, models=(), memory_bytes=0) is None:
+        if lease.renew(self._client.database, self._token, lease_seconds=seconds) is None:
             # This process was paused for longer than its lease.
             self._register()
         self._renew_at = time.monotonic() + seconds / 3

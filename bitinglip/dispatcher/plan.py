@@ -41,13 +41,14 @@ class Lane:
 
 @dataclass(slots=True)
 class WorkerRoom:
-    """A worker that can be given `free` more tasks."""
+    """A worker that can be given `free` more tasks; if its engine is not up, they wait until it is."""
 
     id: uuid.UUID
     name: str
     kinds: frozenset[str]
     models: frozenset[str]
     free: int
+    engine_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def plan_pool(lanes: Sequence[Lane], workers: Sequence[WorkerRoom], clock: float
 
 
 def _choose_worker(lane: Lane, workers: Sequence[WorkerRoom]) -> WorkerRoom | None:
-    """The worker for a lane's first task: one that holds its model before one that does not, then the freest."""
+    """The worker for a lane's first task: one whose engine is up, then one that holds its model, then the freest."""
     able = [worker for worker in workers if worker.free > 0 and lane.type in worker.kinds]
     model = lane.heads[0].model
-    return max(able, key=lambda worker: (model in worker.models, worker.free), default=None)
+    return max(able, key=lambda worker: (worker.engine_up, model in worker.models, worker.free), default=None)

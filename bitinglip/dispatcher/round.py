@@ -49,7 +49,8 @@ def run_round(database: Database) -> RoundResult:
         pools: dict[str, list[WorkerRoom]] = defaultdict(list)
         for row in list_open_workers(connection):
             free = max(0, DEPTH * row.slots - row.held)
-            pools[row.pool].append(WorkerRoom(row.id, row.name, frozenset(row.kinds), frozenset(row.models), free))
+            kinds, models = frozenset(row.kinds), frozenset(row.models)
+            pools[row.pool].append(WorkerRoom(row.id, row.name, kinds, models, free, row.engine_up))
         for pool, workers in pools.items():
             if any(worker.free for worker in workers):
                 assignments, pool_has_more = _fill_pool(connection, pool, workers)

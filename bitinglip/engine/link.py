@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bitinglip.engine import wire
+from bitinglip.engine.activity import Activity
 from bitinglip.engine.base import EngineEvent, EngineLost, Failed, Finished
 from bitinglip.engine.limits import EngineLimits, Watchdog
 from bitinglip.engine.process import Death, EngineProcess
@@ -55,6 +56,7 @@ class EngineLink:
         preload: Loaded at each start.
         limits: How long it may take over one thing; then it is killed.
         check_memory: Asked between a process's end and the next one's start; a text says why there must be none.
+        on_loss: Called when a process has died, before its requests are told.
         on_out_of_service: Told once, from the link's thread, why there is no engine any more. It should return soon.
 
     Raises:
@@ -71,6 +73,7 @@ class EngineLink:
         preload: tuple[wire.Preload, ...] = (),
         limits: EngineLimits | None = None,
         check_memory: Callable[[], str | None] | None = None,
+        on_loss: Callable[[], None] | None = None,
         on_out_of_service: Callable[[str], None] | None = None,
     ) -> None:
         self._options = {"devices": devices, "slots": slots, "memory_bytes": memory_bytes}
@@ -78,12 +81,14 @@ class EngineLink:
         self._preload = preload
         self._limits = limits or EngineLimits()
         self._check_memory = check_memory
+        self._on_loss = on_loss
         self._on_out_of_service = on_out_of_service
         self._mutex = threading.Lock()
         self._requests: dict[str, _Request] = {}
         self._closing = threading.Event()
         self._retired: Death | None = None
         self._deaths = 0
+        self._is_between = False
         self.holding = wire.Holding()
         self._spawn()
 
@@ -91,6 +96,11 @@ class EngineLink:
     def pid(self) -> int:
         """The process that runs now, or ran last."""
         return self._process.pid
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process runs that has started and has loaded what it was to load first."""
+        return not self._is_between and self._process.board.read()[0] not in {Activity.START, Activity.PRELOAD}
 
     def start(self, command: wire.Run, listener: Listener) -> None:
         """Run a request; `listener` is called from the link's thread with each of its events, in order.
@@ -143,6 +153,7 @@ class EngineLink:
     def _spawn(self) -> None:
         process = EngineProcess(self._options, self._environment)
         self._process = process
+        self._is_between = False
         self._reader = threading.Thread(target=self._serve, args=(process,), name="engine-reader", daemon=True)
         self._reader.start()
         if self._preload:
@@ -154,8 +165,11 @@ class EngineLink:
         """See one process through its life, end what it held, and start another."""
         self._listen(process)
         death = process.bury()
+        self._is_between = True
         self.holding = wire.Holding()
         if not self._closing.is_set():
+            if self._on_loss is not None:
+                self._on_loss()
             if not death.wanted:
                 log.warning("engine_died", reason=death.message.partition(";")[0], tasks=len(self._requests))
                 # Whoever asks for the engine meanwhile waits with the others, and is told with them.

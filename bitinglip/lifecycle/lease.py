@@ -18,6 +18,7 @@ from bitinglip.store.workers import (
     find_worker,
     insert_worker,
     list_held,
+    mark_engine_down,
     release_tasks,
     renew_lease,
     retire_name,
@@ -68,7 +69,13 @@ class Lease:
 
 
 def renew(
-    database: Database, worker_id: uuid.UUID, *, lease_seconds: float, models: Sequence[str], memory_bytes: int
+    database: Database,
+    worker_id: uuid.UUID,
+    *,
+    lease_seconds: float,
+    models: Sequence[str] = (),
+    memory_bytes: int = 0,
+    engine_up: bool = True,
 ) -> Lease | None:
     """Extend the lease and return what is this worker's; None if the lease was given to others.
 
@@ -79,7 +86,12 @@ def renew(
     def beat() -> Lease | None:
         with database.transaction(durable=False) as connection:
             state = renew_lease(
-                connection, worker_id, lease_seconds=lease_seconds, models=models, memory_bytes=memory_bytes
+                connection,
+                worker_id,
+                lease_seconds=lease_seconds,
+                models=models,
+                memory_bytes=memory_bytes,
+                engine_up=engine_up,
             )
             if state is None:
                 return None
@@ -96,6 +108,16 @@ def is_name_taken(database: Database, name: str) -> bool:
     """Whether a worker of that name is registered now."""
     with database.transaction() as connection:
         return find_worker(connection, name) is not None
+
+
+def report_engine_loss(database: Database, worker_id: uuid.UUID) -> None:
+    """Say that a worker's engine has to start anew: others that are up are given tasks before it.
+
+    Raises:
+        DatabaseUnreachableError: If PostgreSQL is away.
+    """
+    with database.transaction(durable=False) as connection:
+        mark_engine_down(connection, worker_id)
 
 
 def drain(database: Database, worker_id: uuid.UUID, problem: str | None = None) -> None:

@@ -72,7 +72,7 @@ def keep(database: Database, taker_id: uuid.UUID, taken: Doorbell, *, lease_seco
         LeaseLostError: If the lease ran out and the task went to others.
         DatabaseUnreachableError: If PostgreSQL is away.
     """
-    renewed = renew(database, taker_id, lease_seconds=lease_seconds, models=(), memory_bytes=0)
+    renewed = renew(database, taker_id, lease_seconds=lease_seconds)
     held = {task.doorbell: task for task in renewed.held} if renewed else {}
     if taken not in held:
         raise LeaseLostError(taken.task_id, taken.attempt)

@@ -30,7 +30,7 @@ def lock_dispatch(connection: Connection) -> None:
 _WORKERS = Statement(
     "list_open_workers",
     """
-SELECT w.id, w.name, w.pool, w.kinds, w.models, w.slots,
+SELECT w.id, w.name, w.pool, w.kinds, w.models, w.slots, w.engine_up,
        (SELECT count(*) FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL) AS held
 FROM workers AS w WHERE w.state = 'ready' AND w.lease_expires_at > now()
 """,
@@ -38,7 +38,7 @@ FROM workers AS w WHERE w.state = 'ready' AND w.lease_expires_at > now()
 
 
 def list_open_workers(connection: Connection) -> Sequence[Row[Any]]:
-    """Workers that take tasks: id, name, pool, kinds, models, slots, held (reserved and running)."""
+    """Workers that take tasks: id, name, pool, kinds, models, slots, engine_up, held (reserved and running)."""
     return _WORKERS.execute(connection).all()
 
 

@@ -216,6 +216,7 @@ workers = Table(
     Column("models", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("memory_bytes", BigInteger, nullable=False, server_default="0"),
     Column("memory_limit_bytes", BigInteger),
+    Column("engine_up", Boolean, nullable=False, server_default=true()),
     Column("problem", Text),
     Column("pid", Integer, nullable=False),
     Column("version", Text, nullable=False),

@@ -23,6 +23,7 @@ class WorkerRecord:
         name: Stable; names its Celery queue.
         state: `ready`, or `pulling` if it takes its tasks itself and is given none.
         gpus: One object each: index, uuid, name, memory_bytes.
+        engine_up: Whether its engine can begin at once.
         memory_limit_bytes: What its engine may hold; None: no limit known.
     """
 
@@ -37,14 +38,15 @@ class WorkerRecord:
     state: str = "ready"
     gpus: Sequence[dict[str, Any]] = field(default_factory=list)
     models: Sequence[str] = field(default_factory=list)
+    engine_up: bool = True
     memory_limit_bytes: int | None = None
 
 
 _REGISTER = text("""
-INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, memory_limit_bytes, pid, version,
-                     lease_expires_at)
-VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, :memory_limit_bytes, :pid,
-        :version, now() + make_interval(secs => :lease_seconds))
+INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, engine_up, memory_limit_bytes, pid,
+                     version, lease_expires_at)
+VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, :engine_up,
+        :memory_limit_bytes, :pid, :version, now() + make_interval(secs => :lease_seconds))
 """)
 
 
@@ -62,6 +64,7 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "slots": worker.slots,
             "gpus": json.dumps(list(worker.gpus)),
             "models": list(worker.models),
+            "engine_up": worker.engine_up,
             "memory_limit_bytes": worker.memory_limit_bytes,
             "pid": worker.pid,
             "version": worker.version,
@@ -145,18 +148,38 @@ def return_reserved(connection: Connection, worker_id: uuid.UUID) -> None:
 
 _RENEW = text("""
 UPDATE workers SET lease_expires_at = now() + make_interval(secs => :lease_seconds), last_seen_at = now(),
-                   models = :models, memory_bytes = :memory_bytes
+                   models = :models, memory_bytes = :memory_bytes, engine_up = :engine_up
 WHERE id = :id AND state <> 'gone' RETURNING state
 """)
 
 
 def renew_lease(
-    connection: Connection, worker_id: uuid.UUID, *, lease_seconds: float, models: Sequence[str], memory_bytes: int
+    connection: Connection,
+    worker_id: uuid.UUID,
+    *,
+    lease_seconds: float,
+    models: Sequence[str],
+    memory_bytes: int,
+    engine_up: bool,
 ) -> str | None:
     """Extend a worker's lease and return its state, or None if it has been given up already."""
-    values = {"id": worker_id, "lease_seconds": lease_seconds, "models": list(models), "memory_bytes": memory_bytes}
+    values = {
+        "id": worker_id,
+        "lease_seconds": lease_seconds,
+        "models": list(models),
+        "memory_bytes": memory_bytes,
+        "engine_up": engine_up,
+    }
     state: str | None = connection.scalar(_RENEW, values)
     return state
+
+
+_MARK_ENGINE_DOWN = text("UPDATE workers SET engine_up = false, models = '{}' WHERE id = :id")
+
+
+def mark_engine_down(connection: Connection, worker_id: uuid.UUID) -> None:
+    """Say that a worker has to start its engine before it can begin anything."""
+    connection.execute(_MARK_ENGINE_DOWN, {"id": worker_id})
 
 
 _HELD = text("""

@@ -100,6 +100,7 @@ class WorkerRuntime:
         self._rung_at = time.monotonic()
         self._deaf_since: float | None = None
         self._own_until = math.inf
+        self._engine_up = False
         self._abandoned: set[Doorbell] = set()
         self._link = EngineLink(
             devices=_name_devices(spec),
@@ -111,6 +112,7 @@ class WorkerRuntime:
                 worker_settings.load_seconds, worker_settings.prefill_seconds, worker_settings.step_seconds
             ),
             check_memory=GpuMemoryWatch(spec.gpus).check if spec.gpus else None,
+            on_loss=self._report_engine_loss,
             on_out_of_service=self._go_out_of_service,
         )
         self._claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
@@ -211,6 +213,7 @@ class WorkerRuntime:
             version=version("bitinglip"),
             gpus=[gpu.to_json() for gpu in self._spec.gpus],
             models=self._link.holding.models,
+            engine_up=self._engine_up,
             memory_limit_bytes=self._spec.memory_limit_bytes,
         )
         began = time.monotonic()
@@ -245,6 +248,7 @@ class WorkerRuntime:
             lease_seconds=self._settings.lease_seconds,
             models=self._link.holding.models,
             memory_bytes=self._link.holding.memory_bytes,
+            engine_up=self._engine_up,
         )
         running = self._runner.list_running()
         if renewed is None:
@@ -302,6 +306,14 @@ class WorkerRuntime:
         except DatabaseUnreachableError as exc:
             log.warning("drain_not_recorded", reason=str(exc))
 
+    def _report_engine_loss(self) -> None:
+        """Before the tasks that it held are ready again, and would all come back to this worker, the freest of all."""
+        self._engine_up = False
+        try:
+            lease.report_engine_loss(self._database, self._id)
+        except DatabaseUnreachableError as exc:
+            log.warning("engine_loss_not_recorded", reason=str(exc))
+
     def _go_out_of_service(self, problem: str) -> None:
         """Its GPU cannot be used: take nothing more, and stay registered so that people see why."""
         log.error("worker_out_of_service", worker=self._name, problem=problem)
@@ -328,9 +340,12 @@ class WorkerRuntime:
             self._on_deaf()
 
     def _watch_until_stopped(self) -> None:
-        """Keep the two deadlines that must hold even while PostgreSQL hangs."""
+        """Keep the two deadlines that must hold even while PostgreSQL hangs, and see when the engine is up."""
         while not self._stop.wait(WATCH_SECONDS):
             now = time.monotonic()
+            if self._engine_up != self._link.is_up:
+                self._engine_up = self._link.is_up
+                self.beat_soon()
             if now > self._own_until:
                 self._own_until = math.inf
                 log.warning("lease_unsure", worker=self._name, tasks=len(self._runner.list_running()))

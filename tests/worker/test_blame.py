@@ -81,6 +81,20 @@ def test_a_task_that_kills_every_engine_is_quarantined_and_its_neighbours_comple
     assert execute(database, "SELECT max(failures) FROM tasks WHERE id <> :id", id=poison.id) == [(0,)]
 
 
+def test_the_tasks_of_a_dead_engine_go_to_a_worker_whose_engine_is_up(
+    system: System, client: Client, database: Database
+) -> None:
+    running = [client.submit("echo", text=str(n), seconds=6) for n in range(3)]
+    eventually(lambda: all(handle.status is Status.IN_PROGRESS for handle in running))
+    system.start_worker("other")
+    eventually(lambda: execute(database, "SELECT count(*) FROM workers WHERE engine_up") == [(2,)])
+    engine_of(system).kill()
+
+    assert all(handle.result(timeout=40) for handle in running)
+    sql = "SELECT DISTINCT w.name FROM attempts AS a JOIN workers AS w ON w.id = a.worker_id WHERE attempt = 2"
+    assert [name.partition("@")[0] for (name,) in execute(database, sql)] == ["other"]
+
+
 def test_suspects_run_one_at_a_time(system: System, client: Client, database: Database) -> None:
     client.submit("echo", text="the engine is up").result(timeout=20)
     handles = [client.submit("echo", text=str(n), seconds=0.5) for n in range(4)]
