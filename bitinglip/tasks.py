@@ -5,6 +5,7 @@ whose id is the task's. In a worker the same Celery task is what a doorbell call
 """
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -38,9 +39,21 @@ class GenerationTask(CeleryTask):
     throws = (GenerationFailedError,)
 
     def apply_async(
-        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        **_: Any,
     ) -> AsyncResult:
         """Submit a task. A lone argument is the prompt or text; the rest as for `Client.submit`.
+
+        Args:
+            args: One at most.
+            kwargs: Fields of the task and of its payload.
+            countdown: Seconds before it may start.
+            eta: When it may start; with a time zone.
 
         Raises:
             InvalidRequestError: Naming the field that is wrong.
@@ -50,6 +63,10 @@ class GenerationTask(CeleryTask):
             if len(args) > 1:
                 raise InvalidRequestError("arguments", args, "one at most; name the others")
             fields[get_kind(self.kind).payload.MAIN_FIELD] = args[0]
+        if countdown is not None:
+            eta = datetime.now(UTC) + timedelta(seconds=countdown)
+        if eta is not None:
+            fields["not_before"] = eta
         handle = _get_client().submit(self.kind, **fields)
         return app.AsyncResult(str(handle.id), task_name=self.name)
 

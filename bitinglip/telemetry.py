@@ -40,7 +40,8 @@ if not structlog.is_configured():
     # In somebody else's program, until it configures structlog: warnings, and never on stdout, where its data goes.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Whatever stderr is when something is written: that program may exchange it.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
 
 

@@ -105,8 +105,8 @@ def retry(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     """
     with database.transaction() as connection:
         # A statement of its own: whoever waited for a deletion must see what it left.
-        records.lock_with_parents(connection, task_ids)
-        return records.retry_tasks(connection, task_ids)
+        failed = records.lock_failed(connection, task_ids)
+        return records.retry_tasks(connection, failed)
 
 
 def delete(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:

@@ -14,6 +14,8 @@ def wake_due(database: Database) -> None:
     """
     with database.transaction(durable=False) as connection:
         wake_scheduled(connection)
+    # By itself, or queues would be locked in two orders.
+    with database.transaction(durable=False) as connection:
         recheck_emptied(connection)
 
 

@@ -112,8 +112,9 @@ RETURNING t.id
 
 def reserve_tasks(connection: Connection, assignments: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
     """Promise tasks to workers (task id, worker id); returns the ids that were still ready."""
+    ordered = sorted(assignments)
     rows = _RESERVE.execute(
-        connection, ids=[str(task) for task, _ in assignments], workers=[str(worker) for _, worker in assignments]
+        connection, ids=[str(task) for task, _ in ordered], workers=[str(worker) for _, worker in ordered]
     )
     return {row[0] for row in rows}
 
@@ -146,8 +147,11 @@ _EMPTIED = Statement(
     "mark_emptied",
     """
 UPDATE agent_queues AS q SET has_ready = false, emptied_at = now()
-FROM unnest(:types, :agents, :priorities)
-     AS l (type, agent_id, priority)
+FROM (
+    SELECT type, agent_id, priority FROM agent_queues
+    WHERE (type, agent_id, priority) IN (SELECT * FROM unnest(:types, :agents, :priorities))
+    ORDER BY type, agent_id, priority FOR NO KEY UPDATE
+) AS l
 WHERE (q.type, q.agent_id, q.priority) = (l.type, l.agent_id, l.priority)
 AND NOT EXISTS (
     SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
@@ -172,11 +176,16 @@ def mark_emptied(connection: Connection, lanes: Sequence[tuple[str, str, str]]) 
 
 _RECHECK = text("""
 UPDATE agent_queues AS q SET has_ready = true
-WHERE NOT q.has_ready AND q.emptied_at > now() - make_interval(secs => :seconds)
-AND EXISTS (
-    SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
-    AND t.type = q.type AND t.agent_id = q.agent_id AND t.priority = q.priority
-)
+FROM (
+    SELECT type, agent_id, priority FROM agent_queues AS emptied
+    WHERE NOT has_ready AND emptied_at > now() - make_interval(secs => :seconds)
+    AND EXISTS (
+        SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
+        AND t.type = emptied.type AND t.agent_id = emptied.agent_id AND t.priority = emptied.priority
+    )
+    ORDER BY type, agent_id, priority FOR NO KEY UPDATE
+) AS filled
+WHERE (q.type, q.agent_id, q.priority) = (filled.type, filled.agent_id, filled.priority)
 """)
 
 

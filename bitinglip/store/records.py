@@ -47,17 +47,20 @@ SELECT id, agent_id, status, attempt, error_code, worker_id FROM retried LEFT JO
 """)
 
 
-_LOCK_WITH_PARENTS = text("""
-SELECT FROM tasks WHERE id IN (
-    SELECT unnest(CAST(:ids AS uuid[])) UNION
-    SELECT parent_id FROM dependencies WHERE child_id = ANY(CAST(:ids AS uuid[]))
+_LOCK_FAILED = text("""
+WITH failed AS MATERIALIZED (
+    SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) AND status = 'failed'
+)
+SELECT id FROM tasks WHERE id IN (
+    SELECT id FROM failed UNION SELECT parent_id FROM dependencies JOIN failed ON failed.id = child_id
 ) ORDER BY id FOR NO KEY UPDATE
 """)
 
 
-def lock_with_parents(connection: Connection, task_ids: Sequence[uuid.UUID]) -> None:
-    """Keep tasks and what they depend on until the transaction ends: what was deleted before is not waited for."""
-    connection.execute(_LOCK_WITH_PARENTS, {"ids": [str(task_id) for task_id in task_ids]})
+def lock_failed(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    """Those of the tasks that have failed; they, and what they depend on, stay until the transaction ends."""
+    locked = set(connection.scalars(_LOCK_FAILED, {"ids": [str(task_id) for task_id in task_ids]}))
+    return [task_id for task_id in task_ids if task_id in locked]
 
 
 def retry_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[Change]:

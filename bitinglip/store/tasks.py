@@ -1,7 +1,8 @@
 """The life of a task in PostgreSQL: claim, finish, cancel. One statement a function, many tasks a statement.
 
 Invariant: every write by a worker names `(id, attempt, worker_id)` and the status it found. A worker that no longer
-owns the attempt changes no row, and the statement says so by not returning it.
+owns the attempt changes no row, and the statement says so by not returning it. Rows are locked in the order of their
+ids, here and wherever else many are: or two statements would wait for each other.
 """
 
 import uuid
@@ -87,10 +88,11 @@ def claim_tasks(connection: Connection, doorbells: Sequence[Doorbell], worker_id
     Not durable at once: a claim that a crash of PostgreSQL forgets leaves a reservation, which is claimed again.
     Idempotent for the same worker and attempt: a reply that was lost is asked for again.
     """
+    ordered = sorted(doorbells, key=lambda bell: bell.task_id)
     rows: Iterable[Any] = _CLAIM.execute(
         connection,
-        ids=[str(bell.task_id) for bell in doorbells],
-        attempts=[bell.attempt for bell in doorbells],
+        ids=[str(bell.task_id) for bell in ordered],
+        attempts=[bell.attempt for bell in ordered],
         worker_id=worker_id,
     )
     return [ClaimedTask(*row) for row in rows]
@@ -190,7 +192,7 @@ def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: u
                 "retry_seconds": ending.retry_seconds,
                 "suspect": ending.suspect,
             }
-            for ending in endings
+            for ending in sorted(endings, key=lambda ending: ending.task_id)
         ]
     )
     ended = _FINISH.execute(connection, rows=rows, worker_id=worker_id, channel=READY_CHANNEL)
@@ -207,7 +209,9 @@ UPDATE tasks SET
     error_code = CASE WHEN status = 'pending' THEN 'cancelled' ELSE error_code END,
     cancel_requested_at = coalesce(cancel_requested_at, now()),
     updated_at = now()
-WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress')
+WHERE id IN (
+    SELECT id FROM tasks WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress') ORDER BY id FOR NO KEY UPDATE
+)
 RETURNING id, agent_id, status, attempt, error_code, worker_id
 """,
     ids="uuid[]",

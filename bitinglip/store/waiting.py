@@ -22,7 +22,7 @@ WITH due AS (
     RETURNING type, agent_id, priority
 ), woken AS (
     INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM due
+    SELECT DISTINCT type, agent_id, priority FROM due ORDER BY type, agent_id, priority
     ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
 )
 SELECT count(*) FROM due
@@ -80,7 +80,7 @@ WITH settled AS (
            (array_agg(p.id ORDER BY p.seq) FILTER (WHERE p.status IN ('failed', 'cancelled')))[1] AS culprit
     FROM dependencies AS d JOIN tasks AS p ON p.id = d.parent_id
     WHERE d.child_id IN (SELECT child_id FROM dependencies WHERE parent_id = ANY(CAST(:parents AS uuid[])))
-    GROUP BY d.child_id
+    GROUP BY d.child_id ORDER BY d.child_id
 ), moved AS (
     UPDATE tasks AS t SET
         status = CASE WHEN c.culprit IS NULL THEN t.status ELSE 'failed' END,

@@ -136,7 +136,7 @@ WITH returned AS (
     RETURNING type, agent_id, priority
 )
 INSERT INTO agent_queues AS q (type, agent_id, priority)
-SELECT DISTINCT type, agent_id, priority FROM returned
+SELECT DISTINCT type, agent_id, priority FROM returned ORDER BY type, agent_id, priority
 ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
 """)
 

@@ -104,7 +104,7 @@ def processes_said(system: System, event: str) -> int:
         ({}, "filters"),
         ({"ids": ["x"], "agent_id": "a"}, "ids"),
         ({"agent": "a"}, "agent"),
-        ({"agent_id": ""}, "filters"),
+        ({"agent_id": ""}, "agent_id"),
         ({"since": "yesterday"}, "since"),
         ({"since": "2026-01-31T08:00:00"}, "since"),
     ],

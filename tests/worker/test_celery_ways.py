@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -138,6 +139,7 @@ def test_flower_sees_a_retry_and_the_success_after_it(
         "started",
         "retried",
         "started",
+        "resumed",
         "finished",
     ]
 
@@ -194,3 +196,14 @@ print(json.dumps([app.AsyncResult("{handle.id}").state, app.AsyncResult("{handle
 """
     )
     assert said == ["REVOKED", True]
+
+
+def test_a_countdown_and_an_eta_schedule_the_task(running_client: Client) -> None:
+    from bitinglip.tasks import echo
+
+    later = echo.apply_async(("later",), countdown=60)
+    at_nine = echo.apply_async(("at nine",), eta=datetime.now(UTC) + timedelta(hours=9))
+
+    assert [running_client.get(result.id).queue_state for result in (later, at_nine)] == ["scheduled"] * 2
+    for result in (later, at_nine):
+        running_client.cancel([result.id])
