@@ -41,6 +41,7 @@ def make_worker(
     models: Sequence[str] = (),
     pool: str = "default",
     lease_seconds: float = 60,
+    **fields: Any,
 ) -> uuid.UUID:
     """Register a worker that does nothing by itself."""
     record = WorkerRecord(
@@ -53,6 +54,7 @@ def make_worker(
         pid=1,
         version="0",
         models=models,
+        **fields,
     )
     register_worker(database, record, lease_seconds=lease_seconds)
     return record.id

@@ -30,6 +30,8 @@ MAX_LEASE_SECONDS = 86_400.0
 SHORTEST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.5
 
+HANDED_BACK = {"code": "handed_back", "message": "whoever took it did not want it", "retryable": True}
+
 log = get_logger()
 
 
@@ -148,7 +150,7 @@ class TakenTask:
             LeaseLostError: If another one took it meanwhile.
             DatabaseUnreachableError: If PostgreSQL is away. Its lease will end.
         """
-        self._end(Ending(self.id, self._taken.attempt, Outcome.RELEASED))
+        self._end(Ending(self.id, self._taken.attempt, Outcome.RELEASED, error=HANDED_BACK))
 
     def __enter__(self) -> Self:
         return self

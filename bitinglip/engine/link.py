@@ -7,6 +7,7 @@ service for good, and says so.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class EngineLink:
         on_loss: Called when a process has died, before its requests are told.
         on_out_of_service: Told once, from the link's thread, why there is no engine any more. It should return soon.
 
+    Attributes:
+        holding: The models in it and their memory.
+        loaded_at: When it last told of a model that it had loaded, on the monotonic clock; 0: never.
+
     Raises:
         OSError: If no process can be started.
     """
@@ -89,6 +94,7 @@ class EngineLink:
         self._retired: Death | None = None
         self._deaths = 0
         self._is_between = False
+        self.loaded_at = 0.0
         self.holding = wire.Holding()
         self._spawn()
 
@@ -101,6 +107,12 @@ class EngineLink:
     def is_up(self) -> bool:
         """Whether a process runs that has started and has loaded what it was to load first."""
         return not self._is_between and self._process.board.read()[0] not in {Activity.START, Activity.PRELOAD}
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it starts or loads a model now, and everyone in it waits for that."""
+        loading = {Activity.START, Activity.PRELOAD, Activity.LOAD}
+        return self._is_between or self._process.board.read()[0] in loading
 
     def start(self, command: wire.Run, listener: Listener) -> None:
         """Run a request; `listener` is called from the link's thread with each of its events, in order.
@@ -168,8 +180,7 @@ class EngineLink:
         self._is_between = True
         self.holding = wire.Holding()
         if not self._closing.is_set():
-            if self._on_loss is not None:
-                self._on_loss()
+            self._report_loss()
             if not death.wanted:
                 log.warning("engine_died", reason=death.message.partition(";")[0], tasks=len(self._requests))
                 # Whoever asks for the engine meanwhile waits with the others, and is told with them.
@@ -198,6 +209,7 @@ class EngineLink:
     def _deliver(self, message: wire.Message) -> None:
         if isinstance(message, wire.Holding):
             self.holding = message
+            self.loaded_at = time.monotonic()
             return
         self._deaths = 0
         ended = isinstance(message, Finished | Failed)
@@ -209,6 +221,13 @@ class EngineLink:
     def _back_off(self) -> None:
         self._closing.wait(min(MAX_BACKOFF_SECONDS, 0.1 * 2**self._deaths) if self._deaths else 0.0)
         self._deaths += 1
+
+    def _report_loss(self) -> None:
+        try:
+            if self._on_loss is not None:
+                self._on_loss()
+        except Exception:  # Whoever waits for the next process must not wait for ever.
+            log.exception("engine_loss_not_reported")
 
     def _find_problem(self, death: Death) -> str | None:
         if not death.has_ended:

@@ -103,10 +103,14 @@ def retry(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away.
     """
-    with database.transaction() as connection:
-        # A statement of its own: whoever waited for a deletion must see what it left.
-        failed = records.lock_failed(connection, task_ids)
-        return records.retry_tasks(connection, failed)
+
+    def make_ready() -> list[Change]:
+        with database.transaction() as connection:
+            # A statement of its own: whoever waited for a deletion must see what it left.
+            failed = records.lock_failed(connection, task_ids)
+            return records.retry_tasks(connection, failed)
+
+    return retry_once(make_ready)
 
 
 def delete(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
@@ -117,12 +121,16 @@ def delete(database: Database, task_ids: Sequence[uuid.UUID]) -> list[Change]:
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away.
     """
-    with database.transaction() as connection:
-        # A statement of its own: what the next one sees can then not change any more, and no child be added.
-        records.lock_tasks(connection, task_ids)
-        chosen = _choose_deletable(connection, task_ids)
-        cancel_tasks(connection, [task_id for task_id, status in chosen.items() if status == Status.PENDING])
-        return records.delete_tasks(connection, [*chosen])
+
+    def remove() -> list[Change]:
+        with database.transaction() as connection:
+            # A statement of its own: what the next one sees can then not change any more, and no child be added.
+            records.lock_tasks(connection, task_ids)
+            chosen = _choose_deletable(connection, task_ids)
+            cancel_tasks(connection, [task_id for task_id, status in chosen.items() if status == Status.PENDING])
+            return records.delete_tasks(connection, [*chosen])
+
+    return retry_once(remove)
 
 
 def _choose_deletable(connection: Connection, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import Any, assert_never
 
-from bitinglip.domain.catalogue import get_kind
+from bitinglip.domain.catalogue import find_kinds
 from bitinglip.domain.retry import decide_retry
 from bitinglip.engine.base import EngineLost, Failed, Finished, Usage
 from bitinglip.store.tasks import ClaimedTask, Ending
@@ -93,11 +93,12 @@ def _blame(task: ClaimedTask, lost: EngineLost) -> Ending:
 def _retry_or_fail(task: ClaimedTask, failed: Failed, base_retry_seconds: float) -> Ending:
     error = _error(failed.code, failed.message, retryable=failed.retryable)
     usage = _usage_json(failed.usage)
+    kind = find_kinds().get(task.type)
     decision = decide_retry(
         failures=task.failures,
         max_attempts=task.max_attempts,
         retryable=failed.retryable,
-        base_seconds=get_kind(task.type).base_retry_seconds or base_retry_seconds,
+        base_seconds=(kind and kind.base_retry_seconds) or base_retry_seconds,
     )
     if decision.delay is None:
         return Ending(task.task_id, task.attempt, Outcome.FAILED, error=error, usage=usage)

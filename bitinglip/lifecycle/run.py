@@ -122,10 +122,12 @@ class TaskRunner:
 
     def stop_attempt(self, attempt: RunningAttempt, reason: StopReason) -> None:
         """Stop an attempt at its engine's next step; returns at once. A stronger reason replaces a weaker one."""
-        if attempt.stop is None or reason > attempt.stop:
+        with self._mutex:
+            if attempt.stop is not None and reason <= attempt.stop:
+                return
             attempt.stop = reason
-            attempt.events.put(_Stop())
-            self._solitude.look_again()
+        attempt.events.put(_Stop())
+        self._solitude.look_again()
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Claim, compute, record. Blocks until the attempt has ended; a repeated doorbell returns at once."""
@@ -157,11 +159,18 @@ class TaskRunner:
         events, made_token_ids = self._writer.begin_attempt(
             task.task_id, task.attempt, task.agent_id, continues=kind is not None and kind.continues
         )
-        with self._solitude.enter(alone=task.suspect, gives_up=lambda: attempt.stop is not None) as admitted:
-            if admitted:
-                ended = self._compute(attempt, task, events, made_token_ids)
-            else:
-                ended = Failed(attempt.request_id, "cancelled", "stopped before it began", retryable=False)
+        try:
+            with self._solitude.enter(alone=task.suspect, gives_up=lambda: attempt.stop is not None) as admitted:
+                if admitted:
+                    ended = self._compute(attempt, task, events, made_token_ids)
+                else:
+                    ended = Failed(attempt.request_id, "cancelled", "stopped before it began", retryable=False)
+        except Exception as exc:
+            # Whatever it was: a task that nobody ends would be claimed again at each heartbeat, for ever.
+            log.exception("attempt_broken", task_id=str(task.task_id), attempt=task.attempt)
+            self._link.cancel(attempt.request_id)
+            message = f"the worker could not run it: {type(exc).__name__}: {exc}"
+            ended = Failed(attempt.request_id, "internal_error", message, retryable=True)
         return self._record(attempt, task, ended, events)
 
     def _compute(
@@ -178,7 +187,8 @@ class TaskRunner:
 
     def _await_end(self, attempt: RunningAttempt, events: AttemptEvents) -> Finished | Failed | EngineLost:
         """Pass on what the engine gives, and see to it that it ends in time."""
-        out_of_time_at = time.monotonic() + self._limits.attempt_seconds
+        began = time.monotonic()
+        out_of_time_at = began + self._limits.attempt_seconds
         killed_at = math.inf
         while True:
             patience = min(out_of_time_at, killed_at) - time.monotonic()
@@ -188,6 +198,8 @@ class TaskRunner:
                 if time.monotonic() >= killed_at:
                     killed_at = math.inf
                     self._kill_engine(attempt)
+                elif (more := self._find_time_left(began)) > 0:
+                    out_of_time_at = time.monotonic() + more
                 else:
                     out_of_time_at = math.inf
                     self.stop_attempt(attempt, StopReason.TIME_LIMIT)
@@ -208,6 +220,12 @@ class TaskRunner:
                     self._link.cancel(attempt.request_id)
                 case _:
                     assert_never(event)
+
+    def _find_time_left(self, began: float) -> float:
+        """Seconds that an attempt may still run; until the engine is up and has loaded its models it has not begun."""
+        if self._link.is_loading:
+            return self._limits.attempt_seconds
+        return max(began, self._link.loaded_at) + self._limits.attempt_seconds - time.monotonic()
 
     def _kill_engine(self, attempt: RunningAttempt) -> None:
         seconds = self._limits.stop_seconds

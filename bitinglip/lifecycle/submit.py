@@ -10,7 +10,7 @@ from bitinglip.domain.task import TaskRequest
 from bitinglip.errors import InvalidRequestError, LimitExceededError, TaskNotFoundError
 from bitinglip.settings import TaskSettings
 from bitinglip.store.database import Database, retry_once
-from bitinglip.store.submissions import Limits, Refusal, find_keyed, insert_tasks, mark_parents
+from bitinglip.store.submissions import Limits, Refusal, find_keyed, insert_tasks, lock_submitters, mark_parents
 
 BATCH = 1_000
 
@@ -68,6 +68,8 @@ def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: Ta
 
 
 def _insert_whole(connection: Connection, batch: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
+    # Before looking for keys: until this ends, nobody else records one of them.
+    lock_submitters(connection, batch)
     requests = _name_recorded_parents(connection, batch)
     _check_parents(connection, requests)
     refusals = _insert(connection, requests, settings, exact=True)
@@ -93,11 +95,13 @@ def _insert(
 def _name_recorded_parents(connection: Connection, batch: Sequence[TaskRequest]) -> list[TaskRequest]:
     """The batch, with children of the tasks that are recorded where it repeats parents by their keys."""
     parents = {parent for request in batch for parent in request.depends_on}
-    keyed = {(r.agent_id, r.idempotency_key): r.id for r in batch if r.id in parents and r.idempotency_key}
-    if not keyed:
+    keyed = {r.id: (r.agent_id, r.idempotency_key) for r in batch if r.idempotency_key}
+    if parents.isdisjoint(keyed):
         return list(batch)
-    rows = find_keyed(connection, [*keyed])
-    recorded = {keyed[row.agent_id, row.idempotency_key]: row.id for row in rows}
+    # Of two in the batch with one key only the first is recorded.
+    known = {key: task_id for task_id, key in reversed(keyed.items())}
+    known |= {(row.agent_id, row.idempotency_key): row.id for row in find_keyed(connection, [*known])}
+    recorded = {task_id: known[key] for task_id, key in keyed.items()}
     return [
         request.model_copy(update={"depends_on": [recorded.get(parent, parent) for parent in request.depends_on]})
         for request in batch

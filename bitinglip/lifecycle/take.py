@@ -15,7 +15,7 @@ from bitinglip.errors import LeaseLostError
 from bitinglip.lifecycle.lease import register_worker, renew
 from bitinglip.lifecycle.outcome import Outcome
 from bitinglip.store.database import Database
-from bitinglip.store.pulling import take_task
+from bitinglip.store.pulling import is_recorded, take_task
 from bitinglip.store.tasks import Doorbell, Ending, finish_tasks
 from bitinglip.store.workers import WorkerRecord, list_held, retire_worker
 
@@ -87,11 +87,12 @@ def end(database: Database, taker_id: uuid.UUID, ending: Ending) -> Outcome:
         DatabaseUnreachableError: If PostgreSQL is away. Whether it was recorded is not known: try again.
     """
     with database.transaction() as connection:
-        recorded = finish_tasks(connection, [ending], taker_id)
-        if not recorded:
+        recorded = finish_tasks(connection, [ending], taker_id).get(ending.task_id)
+        if recorded is None and not is_recorded(connection, ending, taker_id):
             raise LeaseLostError(ending.task_id, ending.attempt)
         retire_worker(connection, taker_id)
-    return Outcome(recorded[ending.task_id])
+    # Recorded by an earlier call, whose answer was lost.
+    return Outcome(recorded or ending.outcome)
 
 
 def decide_failure(

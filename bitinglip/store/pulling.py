@@ -4,7 +4,8 @@ import uuid
 
 from sqlalchemy import Connection, text
 
-from bitinglip.store.tasks import Doorbell
+from bitinglip.store.jsonb import dump_storable
+from bitinglip.store.tasks import Doorbell, Ending
 
 _TAKE = text("""
 UPDATE tasks SET status = 'in_progress', queue_state = NULL, worker_id = :worker_id, started_at = now(),
@@ -27,3 +28,23 @@ def take_task(
     values = {"worker_id": worker_id, "type": type_, "agent_id": agent_id, "channel_id": channel_id}
     row = connection.execute(_TAKE, values).one_or_none()
     return None if row is None else Doorbell(row.id, row.attempt)
+
+
+_IS_RECORDED = text("""
+SELECT EXISTS (
+    SELECT FROM attempts AS a JOIN task_details AS d ON d.task_id = a.task_id
+    WHERE a.task_id = :id AND a.attempt = :attempt AND a.worker_id = :worker_id AND a.outcome = :outcome
+    AND d.result IS NOT DISTINCT FROM CAST(:result AS jsonb))
+""")
+
+
+def is_recorded(connection: Connection, ending: Ending, worker_id: uuid.UUID) -> bool:
+    """Whether this very ending has been recorded before."""
+    values = {
+        "id": ending.task_id,
+        "attempt": ending.attempt,
+        "worker_id": worker_id,
+        "outcome": ending.outcome,
+        "result": None if ending.result is None else dump_storable(ending.result),
+    }
+    return bool(connection.scalar(_IS_RECORDED, values))

@@ -1,9 +1,10 @@
 """Record tasks within the limits of their agents and channels. One statement a function, many tasks a statement.
 
-Invariant: no agent and no channel ever has more tasks waiting than its limit, whoever submits at the same time, and
-nobody writes a counter. Submissions of one agent take an advisory lock: shared while there is room for everyone who may
-be connected, exclusive for the last places and for batches. The lock is a statement of its own in the same round trip,
-so that what is counted under it is counted by a snapshot taken after it.
+Invariant: no submission takes an agent or a channel past its limit, whoever else submits at the same time, and nobody
+writes a counter. (Tasks that are tried again come back whatever the limit.) Submissions of one agent take an advisory
+lock: shared while there is room for everyone who may be connected, exclusive for the last places and for batches. The
+lock is a statement of its own in the same round trip, so that what is counted under it is counted by a snapshot taken
+after it.
 """
 
 import json
@@ -220,6 +221,11 @@ def _request_row(request: TaskRequest, *, max_attempts: int, ttl_seconds: int, h
         "metadata": request.metadata,
         "depends_on": [str(parent) for parent in dict.fromkeys(request.depends_on)],
     }
+
+
+def lock_submitters(connection: Connection, requests: Iterable[TaskRequest]) -> None:
+    """Wait until nobody else submits for these agents and channels; it stays so until the transaction ends."""
+    connection.exec_driver_sql(_lock(requests, exclusive=True))
 
 
 def _lock(requests: Iterable[TaskRequest], *, exclusive: bool) -> str:

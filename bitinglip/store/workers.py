@@ -21,7 +21,8 @@ class WorkerRecord:
     Attributes:
         id: New at every start, so that a predecessor of the same name is fenced off.
         name: Stable; names its Celery queue.
-        state: `ready`, or `pulling` if it takes its tasks itself and is given none.
+        state: `ready`; `pulling` if it takes its tasks itself and is given none; `draining` if it takes no more.
+        problem: What is wrong with it.
         gpus: One object each: index, uuid, name, memory_bytes.
         engine_up: Whether its engine can begin at once.
         memory_limit_bytes: What its engine may hold; None: no limit known.
@@ -39,14 +40,15 @@ class WorkerRecord:
     gpus: Sequence[dict[str, Any]] = field(default_factory=list)
     models: Sequence[str] = field(default_factory=list)
     engine_up: bool = True
+    problem: str | None = None
     memory_limit_bytes: int | None = None
 
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, engine_up, memory_limit_bytes, pid,
-                     version, lease_expires_at)
+                     version, problem, lease_expires_at)
 VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, :engine_up,
-        :memory_limit_bytes, :pid, :version, now() + make_interval(secs => :lease_seconds))
+        :memory_limit_bytes, :pid, :version, :problem, now() + make_interval(secs => :lease_seconds))
 """)
 
 
@@ -65,6 +67,7 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "gpus": json.dumps(list(worker.gpus)),
             "models": list(worker.models),
             "engine_up": worker.engine_up,
+            "problem": worker.problem,
             "memory_limit_bytes": worker.memory_limit_bytes,
             "pid": worker.pid,
             "version": worker.version,
@@ -112,7 +115,8 @@ def retire_dead(connection: Connection, *, name: str, node: str, pid: int) -> bo
 
 
 _DRAIN = text("""
-UPDATE workers SET state = 'draining', problem = coalesce(:problem, problem) WHERE id = :id AND state = 'ready'
+UPDATE workers SET state = 'draining', problem = coalesce(:problem, problem)
+WHERE id = :id AND state IN ('ready', 'draining')
 """)
 
 
@@ -231,7 +235,8 @@ WITH orphans AS MATERIALIZED (
         SELECT held.id, status, held.worker_id, started_at, attempt,
                CAST(CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
                          WHEN status = 'in_progress' AND attempt > :max_losses AND :max_losses <= (
-                             SELECT count(*) FROM attempts WHERE task_id = held.id AND outcome = 'lost') THEN 'failed'
+                             SELECT count(*) FROM attempts
+                             WHERE task_id = held.id AND outcome = 'lost' AND error IS NULL) THEN 'failed'
                          ELSE 'pending' END AS task_status) AS next_status
         FROM orphans JOIN tasks AS held
             -- Looked at again once it is locked: another rescuer may have given it to a living worker meanwhile.

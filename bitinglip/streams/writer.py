@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -170,8 +171,9 @@ class EventWriter:
 
     def close(self, *, within_seconds: float = 5.0) -> None:
         """Write what has gathered and stop; what Redis has not taken by then is dropped."""
-        self._backlog.put(None)
-        self._thread.join(within_seconds)
+        with suppress(queue.Full):
+            self._backlog.put(None, timeout=within_seconds)
+            self._thread.join(within_seconds)
 
     def _write_all(self) -> None:
         open_ = True
@@ -180,7 +182,11 @@ class EventWriter:
             while len(batch) < _BATCH and not self._backlog.empty():
                 batch.append(self._backlog.get())
             open_ = None not in batch
-            self._write_batch([entry for entry in batch if entry is not None])
+            try:
+                self._write_batch([entry for entry in batch if entry is not None])
+            except Exception:
+                # Whatever it was: the events after it must still be written.
+                log.exception("events_dropped", count=len(batch))
             # A busy worker writes fewer, larger batches; a reader sees no difference.
             time.sleep(_LINGER_SECONDS)
 

@@ -3,8 +3,8 @@
     start ──► beat, at each heartbeat or when woken ──► drain ──► (hand back) ──► stop
                 └ lease lost: stop everything, register anew
 
-Invariant: what this worker runs is its own by PostgreSQL's clock. It stops by its own monotonic clock before its lease
-can have run out, and hands back what it stopped when PostgreSQL answers again.
+Invariant: a worker that cannot renew its lease tells what it runs to stop by its own monotonic clock, before the lease
+can have run out, and hands it back when PostgreSQL answers again. What stops too late is discarded by the fence.
 
 Weakness: a claim or a finish that waits for PostgreSQL holds its slot; nothing else can use it meanwhile.
 """
@@ -101,6 +101,8 @@ class WorkerRuntime:
         self._deaf_since: float | None = None
         self._own_until = math.inf
         self._engine_up = False
+        self._problem: str | None = None
+        self._mutex = threading.Lock()
         self._abandoned: set[Doorbell] = set()
         self._link = EngineLink(
             devices=_name_devices(spec),
@@ -187,10 +189,12 @@ class WorkerRuntime:
 
     def stop(self) -> None:
         """Leave: what has not ended goes to other workers."""
+        # What the heartbeat delivered runs where Celery does not see it: the lease is kept, and the drain bounded.
+        self.drain()
+        self._missed.shutdown(wait=True, cancel_futures=True)
         self._stop.set()
         self._woken.set()
         self._heart.join(timeout=5)
-        self._missed.shutdown(wait=True, cancel_futures=True)
         self._link.close()
         try:
             released = lease.leave(self._database, self._id)
@@ -211,15 +215,17 @@ class WorkerRuntime:
             slots=self._spec.pool.slots,
             pid=os.getpid(),
             version=version("bitinglip"),
+            state="draining" if self._draining.is_set() else "ready",
+            problem=self._problem,
             gpus=[gpu.to_json() for gpu in self._spec.gpus],
             models=self._link.holding.models,
             engine_up=self._engine_up,
             memory_limit_bytes=self._spec.memory_limit_bytes,
         )
+        self._wakes.watch(self._id)
         began = time.monotonic()
         lease.register_worker(self._database, record, lease_seconds=self._settings.lease_seconds)
         self._note_renewal(began)
-        self._wakes.watch(self._id)
         log.info("worker_registered", worker=self._name, worker_id=str(self._id), pool=self._spec.pool_name)
 
     def _note_renewal(self, began: float) -> None:
@@ -254,7 +260,8 @@ class WorkerRuntime:
         if renewed is None:
             log.warning("lease_lost", worker=self._name, tasks=len(running))
             self._abandon_all()
-            self._abandoned.clear()
+            with self._mutex:
+                self._abandoned.clear()
             self._return_or_leave()
             return
         self._note_renewal(began)
@@ -267,14 +274,14 @@ class WorkerRuntime:
             if task.cancelled and task.doorbell in running:
                 self._runner.stop_attempt(running[task.doorbell], StopReason.CANCELLED)
         idle = [task for task in renewed.held if task.doorbell not in running]
-        self._release_abandoned(idle)
+        given_back = self._release_abandoned(idle, set(running))
         if self._draining.is_set():
             self._give_back_reserved()
         elif renewed.draining:
             log.info("drained_from_afar", worker=self._name)
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            self._run_missed([task for task in idle if task.doorbell not in self._abandoned], len(running))
+            self._run_missed([task for task in idle if task.doorbell not in given_back], len(running))
 
     def _return_or_leave(self) -> None:
         """Register anew, unless another worker has the name now: two would take it from each other for ever."""
@@ -289,20 +296,25 @@ class WorkerRuntime:
     def _abandon_all(self) -> None:
         for doorbell, attempt in self._runner.list_running().items():
             if attempt.claimed_at is not None:
-                self._abandoned.add(doorbell)
+                with self._mutex:
+                    self._abandoned.add(doorbell)
                 self._runner.stop_attempt(attempt, StopReason.ABANDONED)
 
-    def _release_abandoned(self, idle: list[HeldTask]) -> None:
+    def _release_abandoned(self, idle: list[HeldTask], running: set[Doorbell]) -> set[Doorbell]:
         """Hand back what was stopped while PostgreSQL was away and is still ours: a new attempt begins elsewhere."""
         held = {task.doorbell for task in idle if task.running}
-        for doorbell in self._abandoned & held:
+        with self._mutex:
+            ours = self._abandoned & held
+            # What has not stopped yet is handed back by a later heartbeat.
+            self._abandoned &= running
+        for doorbell in ours:
             error = {"code": "lease_unsure", "message": "its worker could not reach PostgreSQL", "retryable": True}
             self._endings.ask(Ending(doorbell.task_id, doorbell.attempt, Outcome.RELEASED, error=error))
-        self._abandoned &= set(self._runner.list_running())
+        return ours
 
-    def _give_back_reserved(self, problem: str | None = None) -> None:
+    def _give_back_reserved(self) -> None:
         try:
-            lease.drain(self._database, self._id, problem)
+            lease.drain(self._database, self._id, self._problem)
         except DatabaseUnreachableError as exc:
             log.warning("drain_not_recorded", reason=str(exc))
 
@@ -317,12 +329,15 @@ class WorkerRuntime:
     def _go_out_of_service(self, problem: str) -> None:
         """Its GPU cannot be used: take nothing more, and stay registered so that people see why."""
         log.error("worker_out_of_service", worker=self._name, problem=problem)
+        self._problem = problem
         self._draining.set()
-        self._give_back_reserved(problem)
+        self._give_back_reserved()
 
     def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
         """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
         now = time.monotonic()
+        if self._deaf_since is not None and self._rung_at > self._deaf_since:
+            self._deaf_since = None
         is_quiet = now - self._rung_at > MISSED_SECONDS
         patience = MISSED_SECONDS if is_quiet else LOST_SECONDS
         missed = [task for task in waiting if task.running or task.reserved_seconds > patience]
@@ -331,8 +346,6 @@ class WorkerRuntime:
             log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
             self._missed.submit(self._runner.run, task.doorbell)
         if not (missed and room and is_quiet):
-            if now - self._rung_at < MISSED_SECONDS:
-                self._deaf_since = None
             return
         self._deaf_since = self._deaf_since or now
         if now - self._deaf_since > DEAF_SECONDS:

@@ -78,6 +78,16 @@ def test_a_taken_task_has_its_payload_and_is_completed_once(client: Client, data
     assert execute(database, "SELECT state FROM workers") == [("gone",)]
 
 
+def test_completing_again_after_a_lost_answer_says_that_it_is_recorded(client: Client, database: Database) -> None:
+    task = submit(client)
+    taken = take(client)
+    taken.complete({"text": "done"})
+
+    taken.complete({"text": "done"})
+
+    assert read_outcomes(database, task) == [(1, "completed")]
+
+
 def test_a_waiting_taker_is_given_nothing(client: Client, database: Database) -> None:
     submit(client)
     with ThreadPoolExecutor(1) as threads:

@@ -109,3 +109,30 @@ def test_a_client_announces_a_task_only_once(client: Client, monkeypatch: pytest
 
     assert first.id == again.id
     assert told == [[first.id]]
+
+
+def test_a_repeated_parent_and_its_child_from_many_threads_are_one_parent(urls: ServerUrls, database: Database) -> None:
+    start = threading.Barrier(12)
+
+    def submit_both(number: int) -> uuid.UUID:
+        own = Database(urls.database_url, connections=1)
+        parent = make_request("echo", {"text": "parent"}, idempotency_key="parent")
+        child = make_request("echo", {"text": f"child {number}"}, depends_on=[parent.id])
+        start.wait()
+        recorded = submit_tasks(own, [parent, child], TaskSettings())
+        own.close()
+        return recorded[0]
+
+    with ThreadPoolExecutor(12) as threads:
+        parents = set(threads.map(submit_both, range(12)))
+
+    assert len(parents) == 1
+    assert execute(database, "SELECT count(*), count(DISTINCT parent_id) FROM dependencies") == [(12, 1)]
+
+
+def test_a_key_that_stands_twice_in_a_batch_is_one_parent(database: Database) -> None:
+    first, second = (make_request("echo", {"text": "p"}, idempotency_key="k") for _ in range(2))
+    child = make_request("echo", {}, depends_on=[second.id])
+
+    assert submit_tasks(database, [first, second, child], TaskSettings()) == [first.id, first.id, child.id]
+    assert execute(database, "SELECT parent_id FROM dependencies") == [(first.id,)]

@@ -16,7 +16,7 @@ from bitinglip.lifecycle.rescue import rescue
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import Change, Doorbell
-from bitinglip.store.workers import release_tasks
+from bitinglip.store.workers import MAX_LOSSES, release_tasks
 from tests.conftest import eventually
 from tests.factories import (
     dispatch,
@@ -266,3 +266,32 @@ def test_a_sweep_leaves_living_workers_and_waiting_tasks_alone(database: Databas
 
     assert len(rescue(database, lease_seconds=SHORT)) == 0
     assert read(database, task).queue_state == state
+
+
+def test_what_was_handed_back_does_not_count_as_lost(database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    execute(
+        database,
+        """
+        INSERT INTO attempts (task_id, attempt, outcome, error)
+        SELECT :id, n, 'lost', '{"code": "handed_back"}' FROM generate_series(2, :n) AS n
+        """,
+        id=doorbell.task_id,
+        n=MAX_LOSSES + 5,
+    )
+    execute(database, "UPDATE tasks SET attempt = :n", n=MAX_LOSSES + 6)
+    expire(database, worker)
+
+    rescue(database, lease_seconds=SHORT)
+
+    assert read(database, doorbell).queue_state is QueueState.READY
+
+
+def test_a_worker_that_comes_back_while_it_drains_is_given_nothing(database: Database) -> None:
+    worker = make_worker(database, state="draining", problem="GPU 0 still holds 11.2 GB")
+    drain(database, worker)
+    submit(database)
+
+    assert dispatch(database) == []
+    assert execute(database, "SELECT problem FROM workers") == [("GPU 0 still holds 11.2 GB",)]

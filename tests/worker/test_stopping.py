@@ -208,3 +208,35 @@ def test_a_paused_postgresql_makes_a_worker_let_go_before_its_lease_can_end(
     outcomes = read_outcomes(database, handle.id)
     assert [outcome for _, outcome in outcomes].count("completed") == 1
     assert outcomes[0] == (1, "lost")
+
+
+def test_a_task_that_the_heartbeat_delivered_keeps_its_lease_through_a_drain(
+    processes: System, client: Client, database: Database
+) -> None:
+    processes.start_worker()
+    wait_for_workers(database, 1)
+    handle = client.submit("echo", text="unrung", seconds=4)
+    promise = "UPDATE tasks SET queue_state = 'reserved', worker_id = w.id, reserved_at = now() FROM workers AS w"
+    execute(database, promise)
+    run_until_started(handle)
+
+    processes.processes["worker"].terminate()
+    processes.start_dispatcher()
+
+    assert handle.result(timeout=20) == {"text": "unrung"}
+    assert read_outcomes(database, handle.id) == [(1, "completed")]
+    assert processes.wait("worker", within=10) == 0
+
+
+def test_a_time_limit_does_not_count_the_start_of_an_engine(
+    processes: System, client: Client, database: Database
+) -> None:
+    start(processes, database, BITINGLIP_TASK_TIMEOUT="1")
+    engine = engine_of(processes)
+    engine.suspend()
+    handle = client.submit("echo", text="in time", seconds=0.5)
+    run_until_started(handle)
+    eventually(lambda: time.time() - handle.task().started_at.timestamp() > 1.5)
+    engine.resume()
+
+    assert handle.result(timeout=20) == {"text": "in time"}
