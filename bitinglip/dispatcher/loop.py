@@ -19,10 +19,13 @@ from bitinglip.errors import DatabaseUnreachableError, RedisUnreachableError
 from bitinglip.lifecycle.waiting import settle
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import READY_CHANNEL, Change
+from bitinglip.store.workers import find_next_expiry
 from bitinglip.telemetry import get_logger
 
 SWEEP_SECONDS = 0.5
-"""Half a second after a lease has run out, its tasks are somebody else's."""
+
+EXPIRED_SECONDS = 0.005
+"""So long after a lease has run out it is ended."""
 
 FULL_SECONDS = 0.02
 """After a round that left no worker room: each has a task at hand for every slot, so the next can gather what ends."""
@@ -112,8 +115,7 @@ class Dispatcher:
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= next_sweep:
-                    self._sweep()
-                    next_sweep = time.monotonic() + SWEEP_SECONDS
+                    next_sweep = time.monotonic() + self._sweep()
                 self._announce(settle(self._database))
                 result = self.dispatch_once()
                 if result.more:
@@ -128,9 +130,15 @@ class Dispatcher:
                 self._stop.wait(SWEEP_SECONDS)
         self._listener.close()
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> float:
+        """Sweep, and return the seconds to the next one: sooner where a lease is about to run out."""
         may_rescue = time.monotonic() >= self._rescues_from
         self._announce(sweep(self._database, lease_seconds=self._lease_seconds if may_rescue else None))
+        with self._database.statement() as connection:
+            next_expiry = find_next_expiry(connection)
+        if next_expiry is None or next_expiry <= 0:
+            return SWEEP_SECONDS
+        return min(SWEEP_SECONDS, next_expiry + EXPIRED_SECONDS)
 
     def dispatch_once(self) -> RoundResult:
         """Plan, reserve, ring."""

@@ -215,6 +215,17 @@ def expire_workers(connection: Connection, *, lease_seconds: float) -> Sequence[
     return connection.execute(_EXPIRE, {"lease_seconds": lease_seconds}).all()
 
 
+_NEXT_EXPIRY = text("""
+SELECT extract(epoch FROM min(lease_expires_at) - now())::float8 FROM workers WHERE state <> 'gone'
+""")
+
+
+def find_next_expiry(connection: Connection) -> float | None:
+    """Seconds until the first lease runs out if nobody renews it; None without workers."""
+    seconds: float | None = connection.scalar(_NEXT_EXPIRY)
+    return seconds
+
+
 MAX_LOSSES = 20
 """How often a task may be lost with its worker before it counts as the cause."""
 

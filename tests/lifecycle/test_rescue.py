@@ -16,7 +16,7 @@ from bitinglip.lifecycle.rescue import rescue
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import Change, Doorbell
-from bitinglip.store.workers import MAX_LOSSES, release_tasks
+from bitinglip.store.workers import MAX_LOSSES, find_next_expiry, release_tasks
 from tests.conftest import eventually
 from tests.factories import (
     dispatch,
@@ -295,3 +295,17 @@ def test_a_worker_that_comes_back_while_it_drains_is_given_nothing(database: Dat
 
     assert dispatch(database) == []
     assert execute(database, "SELECT problem FROM workers") == [("GPU 0 still holds 11.2 GB",)]
+
+
+def test_the_next_lease_to_run_out_is_known(database: Database) -> None:
+    def ask() -> float | None:
+        with database.statement() as connection:
+            return find_next_expiry(connection)
+
+    assert ask() is None
+    make_worker(database, "later", lease_seconds=60)
+    gone = make_worker(database, "gone", lease_seconds=1)
+    make_worker(database, "first", lease_seconds=5)
+    leave(database, gone)
+
+    assert 4 < (ask() or 0) <= 5
