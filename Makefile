@@ -37,3 +37,5 @@ check: setup ## Style, types, layers, no torch at entry points, migrations equal
 bench: setup ## The benchmarks; their JSON goes to benchmarks/results
 	$(BIN)/python benchmarks/queue.py --json > benchmarks/results/queue.json
 	$(BIN)/python benchmarks/engine.py --json > benchmarks/results/engine.json
+	$(BIN)/python benchmarks/cancel.py --json > benchmarks/results/cancel.json
+	$(BIN)/bitinglip chaos --json --rounds 3 > benchmarks/results/chaos.json

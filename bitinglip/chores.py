@@ -1,4 +1,4 @@
-"""Chores: Celery tasks that generate nothing. Any worker runs them, in a thread that takes no task's slot.
+"""Chores: Celery tasks that generate nothing. Any worker runs them, one at a time in a thread beside its slots.
 
     from bitinglip.chores import retry_tasks
     retry_tasks.delay(agent_id="my-bot", error_code="out_of_memory")

@@ -30,18 +30,22 @@ def configure_logging() -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_make_printer,
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, force=False)
+
+
+def _make_printer(*_: object) -> Any:
+    """Writes to whatever stderr is now: a program, or a test, may have exchanged it."""
+    return structlog.PrintLogger(sys.stderr)
 
 
 if not structlog.is_configured():
     # In somebody else's program, until it configures structlog: warnings, and never on stdout, where its data goes.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        # Whatever stderr is when something is written: that program may exchange it.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=_make_printer,
     )
 
 

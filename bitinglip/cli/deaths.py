@@ -1,6 +1,6 @@
 """What a parent does about a dead worker: it says so in PostgreSQL; the tasks need not wait for the end of the lease.
 
-Invariant: whatever becomes of the report, the worker is started again.
+Whatever the report comes to, the worker is started again afterwards.
 """
 
 from collections.abc import Callable, Sequence
