@@ -213,11 +213,11 @@ def own_processes(urls: ServerUrls, folder: Path) -> Iterator[System]:
 
 
 def wait_for_workers(database: Database, count: int) -> None:
-    """Return when so many workers are registered."""
+    """Return when so many workers could begin a task at once."""
 
     def alive() -> bool:
         with database.transaction() as connection:
-            sql = "SELECT count(*) FROM workers WHERE state = 'ready' AND lease_expires_at > now()"
+            sql = "SELECT count(*) FROM workers WHERE state = 'ready' AND engine_up AND lease_expires_at > now()"
             return (connection.scalar(text(sql)) or 0) >= count
 
     eventually(alive, within=20)

@@ -14,6 +14,8 @@ import uuid
 from typing import Any, NoReturn
 
 from celery import bootsteps, signals
+from celery.platforms import EX_OK
+from celery.worker import state
 from celery.worker.control import control_command
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
@@ -100,6 +102,8 @@ def _start(sender: Any, **_: object) -> None:
     """Before the consumer starts: register, start the engine and the heartbeat."""
     global _runtime, _database  # noqa: PLW0603 - one worker a process
     assert _spec is not None  # noqa: S101 - celeryd_init comes first
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave_early)
     try:
         urls = load_settings(ServerSettings).find_urls()
         settings = load_settings(WorkerSettings)
@@ -122,6 +126,12 @@ def _start(sender: Any, **_: object) -> None:
         _calm_collector()
     except BitingLipError as exc:
         _give_up(exc)
+
+
+def _leave_early(*_: object) -> None:
+    """Between registration and the moment when Celery takes signals: begin nothing, and leave in order."""
+    state.should_stop = EX_OK
+    _drain()
 
 
 @signals.worker_ready.connect

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from psutil import Process
@@ -12,9 +13,19 @@ from bitinglip.domain.task import Status
 from bitinglip.lifecycle.lease import drain_by_name
 from bitinglip.store.database import Database
 from bitinglip.streams.events import stream_key
-from tests.conftest import System, eventually, wait_for_workers
+from tests.conftest import REPOSITORY, System, eventually, wait_for_workers
 from tests.factories import execute, read_outcomes
 from tests.worker.test_deaths import engine_of
+
+EARLY_SIGNAL = f"""
+exec(open({str(REPOSITORY / "celeryconfig.py")!r}).read())
+import os, signal
+from celery.signals import celeryd_after_setup
+
+@celeryd_after_setup.connect(weak=False)
+def stop(**_):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
 
 
 def start(processes: System, database: Database, **environment: str) -> None:
@@ -164,6 +175,17 @@ def test_a_rolling_restart_loses_nothing(processes: System, client: Client, data
 
     assert [handle.result(timeout=60) for handle in handles] == [{"text": str(n)} for n in range(80)]
     assert {tuple(read_outcomes(database, handle.id)) for handle in handles} == {((1, "completed"),)}
+
+
+def test_a_worker_told_to_stop_before_celery_listens_leaves_in_order(
+    processes: System, database: Database, tmp_path: Path
+) -> None:
+    config = tmp_path / "early.py"
+    config.write_text(EARLY_SIGNAL)
+    processes.start_worker(environment={"BITINGLIP_CELERY_CONFIG": str(config)})
+
+    assert processes.wait("worker", within=20) == 0
+    assert execute(database, "SELECT state FROM workers") == [("gone",)]
 
 
 def test_a_deaf_consumer_is_started_again(processes: System, client: Client, database: Database) -> None:
