@@ -212,12 +212,14 @@ def own_processes(urls: ServerUrls, folder: Path) -> Iterator[System]:
             started.stop()
 
 
-def wait_for_workers(database: Database, count: int) -> None:
-    """Return when so many workers could begin a task at once."""
+def wait_for_workers(database: Database, count: int, *, engine_up: bool = True) -> None:
+    """Return when so many workers are registered and, if it matters, could begin a task at once."""
+    # Workers of older releases say nothing of their engines.
+    up = " AND coalesce(to_jsonb(w) ->> 'engine_up', 'true') = 'true'" if engine_up else ""
 
     def alive() -> bool:
         with database.transaction() as connection:
-            sql = "SELECT count(*) FROM workers WHERE state = 'ready' AND engine_up AND lease_expires_at > now()"
+            sql = f"SELECT count(*) FROM workers AS w WHERE state = 'ready' AND lease_expires_at > now(){up}"
             return (connection.scalar(text(sql)) or 0) >= count
 
     eventually(alive, within=20)

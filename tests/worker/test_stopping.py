@@ -253,7 +253,9 @@ def test_a_task_that_the_heartbeat_delivered_keeps_its_lease_through_a_drain(
 def test_a_time_limit_does_not_count_the_start_of_an_engine(
     processes: System, client: Client, database: Database
 ) -> None:
-    start(processes, database, BITINGLIP_TASK_TIMEOUT="1")
+    processes.start_dispatcher()
+    processes.start_worker(environment={"BITINGLIP_TASK_TIMEOUT": "1"})
+    wait_for_workers(database, 1, engine_up=False)
     engine = engine_of(processes)
     engine.suspend()
     handle = client.submit("echo", text="in time", seconds=0.5)
