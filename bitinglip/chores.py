@@ -17,6 +17,7 @@ from bitinglip.client import Client
 from bitinglip.client.manager import TaskManager
 from bitinglip.errors import InvalidRequestError
 from bitinglip.lifecycle.edit import purge
+from bitinglip.lifecycle.quote import forget_old
 from bitinglip.lifecycle.report import store_report, store_reports_until_yesterday
 from bitinglip.settings import TaskSettings, load_settings
 from bitinglip.telemetry import get_logger
@@ -28,9 +29,13 @@ log = get_logger()
 
 @app.task(name=task_name(Chore.PURGE_FINISHED), **_OPTIONS)
 def purge_finished() -> dict[str, int]:
-    """Delete the tasks that finished longer ago than TASK_RETENTION_DAYS; returns how many."""
+    """Delete the tasks that finished longer ago than TASK_RETENTION_DAYS; returns how many.
+
+    So is what was measured and foretold more than two days ago.
+    """
     with Client(connections=1) as client:
         purged = purge(client.database, load_settings(TaskSettings))
+        forget_old(client.database)
     log.info("finished_purged", tasks=purged)
     return {"purged": purged}
 

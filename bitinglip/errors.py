@@ -5,6 +5,7 @@
     ├── InvalidRequestError         a field of a request is wrong
     │   └── InvalidModelError       a model folder cannot be used
     ├── NotFoundError
+    │   ├── AgentNotFoundError
     │   ├── TaskNotFoundError
     │   ├── ModelNotFoundError
     │   └── WorkerNotFoundError
@@ -15,11 +16,13 @@
     │   └── ChildStartError         (embedded/child.py) a server or worker did not come up
     ├── SchemaVersionError          the database is older or newer than this code
     ├── LimitExceededError          refused: the agent or channel has too much waiting, or asks too urgently
+    ├── InfeasibleError             refused: no worker that is registered could ever do it
     ├── ConflictError               the task's state does not allow it; nothing was changed
     │   └── LeaseLostError          another one took the task meanwhile
     ├── TaskEndedError              the task has no result: it failed or was cancelled
     ├── ResultTimeoutError          the task goes on; the caller stopped waiting
     └── EngineError
+        ├── ModelTooLargeError      a model needs more memory than an engine may use
         ├── GpuUnreadableError      (worker/hardware.py) the driver does not say what a GPU's memory holds
         └── EngineBrokenError       the engine cannot go on; its process must end
 
@@ -87,6 +90,16 @@ class NotFoundError(BitingLipError):
 
     code = "not_found"
     exit_code = 3
+
+
+class AgentNotFoundError(NotFoundError):
+    """No agent of that name has asked for anything, and nobody has set its limits."""
+
+    code = "agent_not_found"
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        super().__init__(f"agent {_shorten(agent_id)} is not known; list them with 'bitinglip agent list'")
 
 
 class TaskNotFoundError(NotFoundError):
@@ -203,6 +216,24 @@ class LimitExceededError(BitingLipError):
         super().__init__(message)
 
 
+class InfeasibleError(BitingLipError):
+    """A submission was refused: no worker that is registered could ever do it. Nothing of it was recorded.
+
+    Args:
+        type_: The kind of task asked for.
+        model: The model asked for.
+        reason: What is in the way, with the numbers, and what would be right.
+    """
+
+    code = "infeasible"
+    exit_code = 4
+
+    def __init__(self, type_: str, model: str | None, reason: str) -> None:
+        self.type = type_
+        self.model = model
+        super().__init__(reason)
+
+
 class ConflictError(BitingLipError):
     """The task's state does not allow what was asked; nothing was changed.
 
@@ -264,6 +295,27 @@ class EngineError(BitingLipError):
     """The engine could not do something; the caller's request is not to blame."""
 
     code = "engine_error"
+
+
+class ModelTooLargeError(EngineError):
+    """A model needs more memory than an engine may use.
+
+    Args:
+        model: Its name.
+        needed_bytes: On the fullest device.
+        budget_bytes: What the engine may use there.
+        parts: What the needed bytes are for, where that is known.
+    """
+
+    code = "model_too_large"
+
+    def __init__(self, model: str, *, needed_bytes: int, budget_bytes: int, parts: str = "") -> None:
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        super().__init__(
+            f"model {model!r} needs {needed_bytes:,} bytes on a device{parts}, of a budget of {budget_bytes:,}; "
+            "give the pool a larger memory_share or more GPUs a worker, or choose a smaller model"
+        )
 
 
 class EngineBrokenError(EngineError):

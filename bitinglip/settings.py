@@ -139,6 +139,16 @@ class WorkerSettings(_Settings):
         return self
 
 
+class DispatchSettings(_Settings):
+    """How tasks are placed. Environment: `BITINGLIP_SWAP_SECONDS` and so on.
+
+    Attributes:
+        swap_seconds: How long a task that has its turn waits for its model before one that others use is unloaded.
+    """
+
+    swap_seconds: float = Field(default=10.0, ge=0, le=3_600)
+
+
 class BeatSettings(_Settings):
     """What recurs.
 

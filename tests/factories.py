@@ -15,7 +15,7 @@ from bitinglip.lifecycle.submit import submit_tasks
 from bitinglip.settings import TaskSettings
 from bitinglip.store import queries
 from bitinglip.store.database import Database
-from bitinglip.store.queues import reserve_tasks
+from bitinglip.store.queues import Reservation, reserve_tasks
 from bitinglip.store.tasks import Doorbell, Ending
 from bitinglip.store.workers import WorkerRecord
 
@@ -60,11 +60,22 @@ def make_worker(
     return record.id
 
 
+def measure(database: Database, *agents: str, cost: float = 1.0) -> None:
+    """Let echoes of these agents have been measured: their next ones are no guesses."""
+    execute(
+        database,
+        "INSERT INTO costs SELECT 'default', 'echo', '', agent, 1, :cost, :cost, :cost, 0, now()"
+        " FROM unnest(CAST(:agents AS text[])) AS agent",
+        agents=list(agents),
+        cost=cost,
+    )
+
+
 def make_reserved(database: Database, worker: uuid.UUID, request: TaskRequest | None = None) -> Doorbell:
     """A task that is reserved for a worker."""
     task = submit(database, request or make_echo())[0]
     with database.transaction() as connection:
-        assert reserve_tasks(connection, [(task, worker)]) == {task}
+        assert reserve_tasks(connection, [Reservation(task, worker, 0.0)]) == {task}
     return Doorbell(task, 1)
 
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "stats": Entry("bitinglip.cli.stats:stats", "Count tasks, tokens and waits."),
     "report": Entry("bitinglip.cli.report:report", "See what each agent's tasks came to on a day."),
     "config": Entry("bitinglip.cli.config:config", "Check the configuration."),
-    "db": Entry("bitinglip.cli.db:db", "Bring the database to this code's schema."),
+    "db": Entry("bitinglip.cli.db:db", "Bring the database to this code's schema, and check what it says."),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from bitinglip.cli.arguments import parse_due, parse_json_object, read_json_object
+from bitinglip.cli.explain import write_quote
 from bitinglip.cli.fields import name_options
 from bitinglip.cli.follow import follow_task, say_that_it_goes_on, wait_for_task, warn_if_nobody_works
 from bitinglip.cli.output import examples, json_option, say, write_json
@@ -32,6 +33,9 @@ _SHARED_OPTIONS = [
         "--after", "depends_on", multiple=True, metavar="TASK", help="Not before this one has completed; repeatable."
     ),
     click.option("--idempotency-key", metavar="K", help="Submitting again with it gives the same task."),
+    click.option(
+        "--quote", is_flag=True, help="Only say when it would run and what it would cost; nothing is recorded."
+    ),
     click.option("--wait", is_flag=True, help="Wait for the end and write the text (with --json: the record)."),
     click.option("--follow", is_flag=True, help="Write the text as it comes (with --json: each event)."),
     json_option,
@@ -59,6 +63,7 @@ def submit() -> None:
         'bitinglip submit text "What is the capital of Peru?" --follow',
         "bitinglip submit text - --agent my-bot --priority high --wait < question.txt",
         'id=$(bitinglip submit text "What is 17 plus 25?" --temperature 0)',
+        'bitinglip submit text "What is the capital of Peru?" --quote --json',
         'bitinglip submit text "And who governs it?" --after $id --at "in 10m" --ttl 600',
         "bitinglip task show $id --json",
     ),
@@ -116,11 +121,15 @@ def submit_agent(title: str, **options: Any) -> None:
     _submit("agent", title=title, **options)
 
 
-def _submit(kind: str, *, wait: bool, follow: bool, as_json: bool, **fields: Any) -> None:
-    if wait and follow:
-        raise click.UsageError("--wait and --follow exclude each other; give one")
+def _submit(kind: str, *, quote: bool, wait: bool, follow: bool, as_json: bool, **fields: Any) -> None:
+    if quote + wait + follow > 1:
+        raise click.UsageError("--quote, --wait and --follow exclude each other; give one")
+    given = {name: value for name, value in fields.items() if value is not None}
     with Client() as client:
-        handle = _record(client, kind, {name: value for name, value in fields.items() if value is not None})
+        if quote:
+            write_quote(client, kind, given, as_json=as_json)
+            return
+        handle = _record(client, kind, given)
         if wait or follow:
             _await_end(client, handle, kind, follow=follow, as_json=as_json)
         elif as_json:

@@ -6,6 +6,7 @@ import click
 
 from bitinglip.cli.arguments import parse_event_id
 from bitinglip.cli.changes import cancel, delete, retry, update
+from bitinglip.cli.explain import explain
 from bitinglip.cli.filters import error_option, filter_options, status_option
 from bitinglip.cli.follow import dump_task, follow_task, say_that_it_goes_on, write_result
 from bitinglip.cli.output import examples, json_option, say, write_json, write_table
@@ -17,10 +18,10 @@ from bitinglip.store.queries import MAX_PAGE, list_tasks
 
 @click.group()
 def task() -> None:
-    """List, show, follow, change, cancel, retry and delete tasks."""
+    """List, show, explain, follow, change, cancel, retry and delete tasks."""
 
 
-for command in (cancel, retry, update, delete):
+for command in (explain, cancel, retry, update, delete):
     task.add_command(command)
 
 

@@ -16,10 +16,12 @@ from typing import Any, Self, Unpack
 
 from bitinglip.client.filters import TaskFilter, check_filter, check_limit
 from bitinglip.client.sync import Client
-from bitinglip.domain.task import Status, Task, parse_task_id
+from bitinglip.domain.task import Status, Task, TaskRequest, parse_task_id
 from bitinglip.errors import ConflictError, InvalidRequestError, RedisUnreachableError
-from bitinglip.lifecycle import edit
+from bitinglip.lifecycle import agents, edit
 from bitinglip.lifecycle.cancel import cancel
+from bitinglip.lifecycle.explain import Explanation
+from bitinglip.lifecycle.quote import Quote
 from bitinglip.store import queries
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import Change
@@ -59,6 +61,22 @@ class TaskManager:
             TaskNotFoundError: If there is none.
         """
         return self._client.get(task_id)
+
+    def explain(self, task_id: TaskId) -> Explanation:
+        """What a task waits for now, as `Client.explain`.
+
+        Raises:
+            TaskNotFoundError: If there is none.
+        """
+        return self._client.explain(task_id)
+
+    def quote(self, request: TaskRequest) -> Quote:
+        """When a task would run if it were submitted now, as `Client.quote`. Nothing is recorded.
+
+        Raises:
+            BitingLipError: As for `Client.quote`.
+        """
+        return self._client.quote(request)
 
     def list(self, *, limit: int = 50, **filters: Unpack[TaskFilter]) -> Sequence[Task]:
         """Tasks that match every filter given, newest first.
@@ -185,6 +203,38 @@ class TaskManager:
         changes = self._change_matching(edit.delete, {}, filters)
         self._client.events.announce_changes(changes, TransitionName.DELETED)
         return changes
+
+    def edit_agent(self, agent_id: str, *, force: bool = False, **fields: Any) -> Mapping[str, Any]:
+        """Set an agent's weight and limits, as `bitinglip agent set` does; returns the agent.
+
+        Args:
+            agent_id: The agent; it need not have asked for anything yet.
+            force: Accept a limit that what runs, or what was used today, exceeds already.
+            **fields: weight, max_priority, max_queued, max_running, daily_seconds, daily_tokens; None removes a limit.
+
+        Raises:
+            InvalidRequestError: Naming the field, the value and what would be right.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        return agents.edit_agent(self._client.database, agent_id, force=force, **fields)
+
+    def pause_agent(self, agent_id: str) -> Mapping[str, Any]:
+        """Give workers nothing more of an agent until it is resumed; what they have been given goes on.
+
+        Raises:
+            AgentNotFoundError: If nobody has heard of it.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        return agents.pause_agent(self._client.database, agent_id)
+
+    def resume_agent(self, agent_id: str) -> Mapping[str, Any]:
+        """Undo a pause; returns the agent.
+
+        Raises:
+            AgentNotFoundError: If nobody has heard of it.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        return agents.resume_agent(self._client.database, agent_id)
 
     def statistics(self) -> dict[str, Any]:
         """Counts by status, agents, workers, slots, and the last hour's tokens, engine seconds and waits in seconds.

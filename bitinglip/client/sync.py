@@ -16,9 +16,11 @@ from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, find_taken_
 from bitinglip.domain.task import Attempt, Priority, Status, Task, TaskRequest, make_request, parse_task_id
 from bitinglip.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, TaskNotFoundError
 from bitinglip.lifecycle.cancel import cancel
+from bitinglip.lifecycle.explain import Explanation, explain_task
+from bitinglip.lifecycle.quote import Quote, quote_request
 from bitinglip.lifecycle.submit import submit_tasks
 from bitinglip.registry.locate import BUNDLED, find_folder, locate_model
-from bitinglip.settings import ServerSettings, ServerUrls, TaskSettings, load_settings
+from bitinglip.settings import DispatchSettings, ServerSettings, ServerUrls, TaskSettings, load_settings
 from bitinglip.store import queries
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.tasks import Change
@@ -105,6 +107,7 @@ class Client:
             ModelNotFoundError: If the model is not known.
             TaskNotFoundError: If a task that it depends on is not known.
             LimitExceededError: If too many of the agent's or the channel's tasks wait, or it may not ask so urgently.
+            InfeasibleError: If no registered worker could ever do it: the type, the model's size, who may use it.
             DatabaseUnreachableError: If PostgreSQL is away. Nothing was recorded.
         """
         parents = [item.id if isinstance(item, Handle) else parse_task_id(item) for item in depends_on]
@@ -135,6 +138,7 @@ class Client:
         Raises:
             InvalidRequestError: If a model cannot do what a request asks. Nothing was recorded.
             ModelNotFoundError: If a model is not known. Nothing was recorded.
+            InfeasibleError: If no registered worker could ever do one of them. Nothing was recorded.
             TaskNotFoundError: If a parent is not known. Batches of 1,000 before this one were recorded.
             LimitExceededError: If too many would wait. Batches of 1,000 before this one were recorded.
             DatabaseUnreachableError: If PostgreSQL is away. Batches of 1,000 before this one were recorded.
@@ -185,6 +189,32 @@ class Client:
             TaskNotFoundError: If there is none.
         """
         return Handle(self, self.get(task_id).id)
+
+    def explain(self, task_id: str | uuid.UUID) -> Explanation:
+        """What a task waits for now, how many go before it, and what would release it.
+
+        Raises:
+            TaskNotFoundError: If there is none.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        swap_seconds = load_settings(DispatchSettings).swap_seconds
+        return explain_task(self.database, parse_task_id(task_id), swap_seconds=swap_seconds)
+
+    def quote(self, request: TaskRequest) -> Quote:
+        """When a task would run if it were submitted now, and what it would cost. Nothing is recorded.
+
+        Args:
+            request: From `bitinglip.make_request`.
+
+        Raises:
+            InvalidRequestError: If the model cannot do what it asks.
+            ModelNotFoundError: If the model is not known.
+            InfeasibleError: If no registered worker could ever do it.
+            LimitExceededError: If its agent may not ask so urgently.
+            DatabaseUnreachableError: If PostgreSQL is away.
+        """
+        self._check_model(request)
+        return quote_request(self.database, request, swap_seconds=load_settings(DispatchSettings).swap_seconds)
 
     def cancel(self, task_ids: Sequence[str | uuid.UUID]) -> list[Change]:
         """Cancel tasks: waiting ones at once, running ones at their next step; the others had ended, or are not known.

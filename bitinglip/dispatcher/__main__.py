@@ -7,7 +7,7 @@ from bitinglip.celery_app import app
 from bitinglip.dispatcher.doorbells import DoorbellRinger
 from bitinglip.dispatcher.loop import Dispatcher
 from bitinglip.errors import BitingLipError
-from bitinglip.settings import ServerSettings, WorkerSettings, load_settings
+from bitinglip.settings import DispatchSettings, ServerSettings, WorkerSettings, load_settings
 from bitinglip.store.database import Database
 from bitinglip.streams.reader import connect
 from bitinglip.streams.writer import EventWriter
@@ -24,7 +24,11 @@ def main() -> int:
         settings = load_settings(WorkerSettings)
         writer = EventWriter(connect(urls.redis_url), keep_seconds=settings.stream_seconds)
         dispatcher = Dispatcher(
-            database, DoorbellRinger(app), writer.announce_changes, lease_seconds=settings.lease_seconds
+            database,
+            DoorbellRinger(app),
+            writer.announce_changes,
+            lease_seconds=settings.lease_seconds,
+            swap_seconds=load_settings(DispatchSettings).swap_seconds,
         )
     except BitingLipError as exc:
         sys.stderr.write(f"{exc}\n")

@@ -46,7 +46,7 @@ class DoorbellRinger:
     def _publish(self, assignment: Assignment) -> None:
         head, lane = assignment.head, assignment.lane
         task_id = str(head.task_id)
-        shown = f"agent={lane.agent_id} priority={lane.priority} model={head.model or '-'}"
+        shown = f"agent={lane.agent.id} priority={lane.priority} model={lane.model or '-'}"
         self._producer.publish(
             json.dumps([[DOORBELL_VERSION, task_id, head.attempt], {}, {}]),
             exchange="",

@@ -85,6 +85,7 @@ class Dispatcher:
         ringer: Where doorbells go.
         announce: Told what sweeps made of tasks.
         lease_seconds: How long a silent worker keeps its tasks.
+        swap_seconds: How long a task waits for its model before one that others use is unloaded.
     """
 
     def __init__(
@@ -94,11 +95,13 @@ class Dispatcher:
         announce: Callable[[list[Change]], None],
         *,
         lease_seconds: float,
+        swap_seconds: float,
     ) -> None:
         self._database = database
         self._ringer = ringer
         self._announce = announce
         self._lease_seconds = lease_seconds
+        self._swap_seconds = swap_seconds
         self._rescues_from = 0.0
         self._listener = Listener(database)
         self._stop = threading.Event()
@@ -142,7 +145,7 @@ class Dispatcher:
 
     def dispatch_once(self) -> RoundResult:
         """Plan, reserve, ring."""
-        result = run_round(self._database)
+        result = run_round(self._database, swap_seconds=self._swap_seconds)
         if result.reserved:
             try:
                 self._ringer.ring(result.reserved)

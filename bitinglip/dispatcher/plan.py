@@ -1,63 +1,113 @@
-"""Decide which task runs where. Pure: lanes and workers in, assignments out; no clock, no I/O.
+"""Decide which task runs where. Pure: lanes and workers in, assignments with reasons out; no clock, no I/O.
 
-Bands are strict. Within a band the agent with the least virtual time is next; each grant advances it by its cost over
-its weight. An agent that returns from idle starts at the pool's clock, the virtual time of the latest grant, so that
-it neither claims the time it was away nor waits for it.
+Bands are strict, but every tenth grant goes to the oldest task of a lower band. Within a band the agent with the least
+virtual time is next; a grant charges it what its tasks cost of late, over its weight, and what the task really cost is
+settled when it has ended. An agent has one virtual time, whatever the band. One that returns from idle starts where the
+least active one is, so that it neither claims the time it was away nor waits for it.
 
-After Goyal, Vin, Cheng, "Start-time Fair Queueing" (SIGCOMM 1996): the clock is the start tag of the grant in service.
+After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 1, with the estimate of a
+request's cost in place of counting its tokens as they come: tasks are long, and a grant cannot be taken back.
+
+Where a task can go is `placement`'s to say. A lane that has its turn and no place keeps its virtual time: it is passed
+over, for a bounded time, so that models stay where they are.
 """
 
 import heapq
+import math
+import sys
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import assert_never
 
-GRANT_COST = 1.0
-"""What a grant is charged, before weight."""
+from bitinglip.dispatcher.placement import Fleet, NoPlace, Placement, WorkerRoom
+
+ELDER_GRANT = 10
+"""Every so many grants one goes to the oldest task of a lower band."""
+
+URGENT_RANK = 0
+
+
+class Closing(StrEnum):
+    """Why a lane is not offered again until something changes."""
+
+    PAUSED = "paused"
+    MAX_RUNNING = "max_running"
+    DAILY_BUDGET = "daily_budget"
+    NO_WORKER = "no_worker"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A ready task near the front of its lane."""
+    """A ready task near the front of its lane.
+
+    Attributes:
+        seq: Its place in the order of all submissions.
+    """
 
     task_id: uuid.UUID
     attempt: int
-    model: str | None
+    seq: int
+
+
+@dataclass(slots=True)
+class Agent:
+    """Who asks, as one pool sees it.
+
+    Attributes:
+        virtual_time: Cost that it was charged, over its weight.
+        in_flight: Its tasks that are reserved or running in this pool.
+        allowance: Tasks that it may be given before one of its limits is reached; None: no limit.
+        limit: The limit that its allowance comes from.
+    """
+
+    id: str
+    virtual_time: float
+    weight: float = 1.0
+    in_flight: int = 0
+    allowance: int | None = None
+    limit: Closing = Closing.MAX_RUNNING
 
 
 @dataclass(slots=True)
 class Lane:
-    """One agent's queue of one type in one band; `rank` 0 is the most urgent."""
+    """An agent's tasks of one type for one model in one band; `rank` 0 is the most urgent.
+
+    Attributes:
+        model: Empty for a type that needs none.
+        cost: What one of its tasks is expected to cost, in the pool's unit.
+        measured: Whether `cost` is the agent's own recent mean for the model, and not a guess.
+        passed_seconds: Since it had its turn and no place; None: it was not passed over since its model was last given
+            to a worker.
+    """
 
     type: str
-    agent_id: str
+    model: str
+    agent: Agent
     priority: str
     rank: int
-    virtual_time: float
-    weight: float
+    cost: float = 1.0
+    measured: bool = True
+    passed_seconds: float | None = None
     heads: deque[Head] = field(default_factory=deque)
-
-
-@dataclass(slots=True)
-class WorkerRoom:
-    """A worker that can be given `free` more tasks; if its engine is not up, they wait until it is."""
-
-    id: uuid.UUID
-    name: str
-    kinds: frozenset[str]
-    models: frozenset[str]
-    free: int
-    engine_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One task to one worker."""
+    """One task to one worker, and why it goes there.
+
+    Attributes:
+        charge: What the agent was charged for it, before weight.
+    """
 
     head: Head
     lane: Lane
     worker: WorkerRoom
+    charge: float
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,48 +116,226 @@ class Plan:
 
     Attributes:
         assignments: In the order they were granted.
-        virtual_times: New virtual time by agent, of the agents that were served.
-        clock: The pool's new clock.
+        served: The agents that were granted something, with their new virtual times.
+        grants: The pool's count of grants, with these.
+        passed: Lanes that had their turn and no place, because no worker holds their model.
+        closed: Lanes that cannot be served until something changes, and why.
+        yielding: Workers whose reservations give way to an urgent task that waits for a slot.
     """
 
     assignments: list[Assignment]
-    virtual_times: dict[str, float]
-    clock: float
+    served: list[Agent]
+    grants: int
+    passed: list[Lane]
+    closed: list[tuple[Lane, Closing]]
+    yielding: set[uuid.UUID]
 
 
-def plan_pool(lanes: Sequence[Lane], workers: Sequence[WorkerRoom], clock: float) -> Plan:
-    """Give the free room of one pool's workers to its lanes. Consumes `heads` and `free` as it goes."""
-    times: dict[str, float] = {}
-    weights = {lane.agent_id: lane.weight for lane in lanes}
-    for lane in lanes:
-        times[lane.agent_id] = max(lane.virtual_time, clock)
-    waiting = [(lane.rank, times[lane.agent_id], lane.agent_id, number) for number, lane in enumerate(lanes)]
-    heapq.heapify(waiting)
-    assignments: list[Assignment] = []
-    served: set[str] = set()
-    room = sum(worker.free for worker in workers)
-    while waiting and len(assignments) < room:
-        rank, stamp, agent_id, number = heapq.heappop(waiting)
-        lane = lanes[number]
-        if not lane.heads:
-            continue
-        if stamp < times[agent_id]:
-            heapq.heappush(waiting, (rank, times[agent_id], agent_id, number))
-            continue
-        worker = _choose_worker(lane, workers)
-        if worker is None:
-            continue
-        assignments.append(Assignment(lane.heads.popleft(), lane, worker))
-        worker.free -= 1
-        served.add(agent_id)
-        clock = max(clock, stamp)
-        times[agent_id] = stamp + GRANT_COST / weights[agent_id]
-        heapq.heappush(waiting, (rank, times[agent_id], agent_id, number))
-    return Plan(assignments, {agent_id: times[agent_id] for agent_id in served}, clock)
+def lift(virtual_time: float, active: Iterable[float], clock: float) -> float:
+    """The virtual time of an agent that returns from idle.
+
+    Args:
+        virtual_time: What it had when it left.
+        active: Those of the agents that wait for service now.
+        clock: That of the agent served last, for when nobody waits.
+    """
+    return max(virtual_time, min(active, default=clock))
 
 
-def _choose_worker(lane: Lane, workers: Sequence[WorkerRoom]) -> WorkerRoom | None:
-    """The worker for a lane's first task: one whose engine is up, then one that holds its model, then the freest."""
-    able = [worker for worker in workers if worker.free > 0 and lane.type in worker.kinds]
-    model = lane.heads[0].model
-    return max(able, key=lambda worker: (worker.engine_up, model in worker.models, worker.free), default=None)
+def plan_pool(
+    lanes: Sequence[Lane],
+    workers: Sequence[WorkerRoom],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    grants: int = 0,
+    swap_seconds: float = 10.0,
+) -> Plan:
+    """Give the free room of one pool's workers to its lanes. Consumes heads, room and allowances as it goes.
+
+    Args:
+        lanes: In any order; of each agent, model and band at most one.
+        workers: All of the pool's.
+        sizes: Bytes that models take on a GPU, where they are known.
+        grants: Those that the pool has given so far.
+        swap_seconds: How long a lane is passed over before a model that others use makes room for its own.
+    """
+    return _Round(lanes, Fleet(workers, sizes or {}), grants=grants, swap_seconds=swap_seconds).run()
+
+
+class _Turns:
+    """The lanes of a band by their agents' virtual times, then by age.
+
+    A round reaches as many as it has room for, and the few that have no place: these alone are sorted, and the rest
+    when it turns out that there were more. A virtual time only grows within a round, so the one that a lane was sorted
+    by is never too great.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], times: dict[int, float], room: int) -> None:
+        self._lanes = lanes
+        self._times = times
+        reach = 2 * room + 64
+        self._cut = heapq.nsmallest(reach, times.values())[-1] if len(times) > 2 * reach else math.inf
+        self._far = self._sort(number for number, time in times.items() if time <= self._cut)
+        self._near: list[tuple[float, int, int]] = []
+
+    def first(self) -> int | None:
+        """Whose turn it is."""
+        while True:
+            if not self._far and self._cut < math.inf:
+                self._far = self._sort(number for number, time in self._times.items() if time > self._cut)
+                self._cut = math.inf
+            while self._far and (not self._near or self._times[self._far[-1]] <= self._near[0][0]):
+                heapq.heappush(self._near, self._stamp(self._far.pop()))
+            if not self._near:
+                return None
+            time, _, number = self._near[0]
+            lane = self._lanes[number]
+            if lane.heads and lane.agent.virtual_time == time:
+                return number
+            self.advance()
+
+    def advance(self) -> None:
+        """Put the first one where it belongs after its grant."""
+        number = self._near[0][2]
+        if self._lanes[number].heads:
+            heapq.heapreplace(self._near, self._stamp(number))
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Take the first one out."""
+        heapq.heappop(self._near)
+
+    def _sort(self, numbers: Iterable[int]) -> list[int]:
+        return sorted(numbers, key=self._times.__getitem__, reverse=True)
+
+    def _stamp(self, number: int) -> tuple[float, int, int]:
+        lane = self._lanes[number]
+        return lane.agent.virtual_time, lane.heads[0].seq if lane.heads else 0, number
+
+
+class _Round:
+    def __init__(self, lanes: Sequence[Lane], fleet: Fleet, *, grants: int, swap_seconds: float) -> None:
+        self._lanes = lanes
+        self._fleet = fleet
+        self._grants = grants
+        self._swap_seconds = swap_seconds
+        self._overdue: set[tuple[str, str]] = set()
+        self._assignments: list[Assignment] = []
+        self._served: dict[str, Agent] = {}
+        self._put_off: dict[int, None] = {}
+        self._passed: dict[int, Lane] = {}
+        self._closed: dict[int, tuple[Lane, Closing]] = {}
+        self._bands: dict[int, dict[int, float]] = {}
+        self._elders: list[tuple[int, int]] | None = None
+
+    def run(self) -> Plan:
+        """Band by band: first what has its place, in the order of fairness; then what idle workers can load."""
+        self._sort_lanes()
+        for rank, times in sorted(self._bands.items()):
+            self._put_off.clear()
+            self._serve(rank, times, leftover=False)
+            self._serve(rank, {number: times[number] for number in self._put_off if number in times}, leftover=True)
+        urgent = [
+            (lane.type, lane.model, lane.agent.id)
+            for number in self._bands.get(URGENT_RANK, ())
+            if (lane := self._lanes[number]).heads and lane.agent.allowance != 0
+        ]
+        return Plan(
+            self._assignments,
+            list(self._served.values()),
+            self._grants,
+            list(self._passed.values()),
+            list(self._closed.values()),
+            self._fleet.find_yielding(urgent),
+        )
+
+    def _sort_lanes(self) -> None:
+        for number, lane in enumerate(self._lanes):
+            if lane.heads:
+                times = self._bands.get(lane.rank)
+                if times is None:
+                    times = self._bands[lane.rank] = {}
+                times[number] = lane.agent.virtual_time
+                if lane.passed_seconds is not None and lane.passed_seconds >= self._swap_seconds:
+                    # Whoever of a model's agents has the next turn may swap.
+                    self._overdue.add((lane.type, lane.model))
+
+    @cached_property
+    def _guess_limit(self) -> int:
+        """Guessed costs would let one agent fill every slot before the first of its tasks has been measured."""
+        agents = len({lane.agent.id for lane in self._lanes})
+        return max(1, self._fleet.slots // agents) if agents > 1 else sys.maxsize
+
+    def _serve(self, rank: int, times: dict[int, float], *, leftover: bool) -> None:
+        if not (times and self._fleet.free):
+            return
+        turns = _Turns(self._lanes, times, self._fleet.free)
+        while self._fleet.free and (number := turns.first()) is not None:
+            if (self._grants + 1) % ELDER_GRANT == 0 and self._serve_elder(rank):
+                continue
+            if self._serve_lane(number, leftover=leftover):
+                turns.advance()
+            else:
+                turns.drop()
+
+    def _serve_lane(self, number: int, *, leftover: bool) -> bool:
+        """Grant the lane's first task; False if the lane is done with for now."""
+        lane = self._lanes[number]
+        agent = lane.agent
+        if agent.allowance == 0:
+            self._closed[number] = (lane, agent.limit)
+            return False
+        if not lane.measured and agent.in_flight >= self._guess_limit and not (leftover and self._fleet.idle):
+            self._put_off[number] = None
+            return False
+        may_swap = (lane.type, lane.model) in self._overdue
+        place = self._fleet.find_place(lane.type, lane.model, agent.id, may_swap_idle=leftover, may_swap=may_swap)
+        match place:
+            case NoPlace.NEVER:
+                self._closed[number] = (lane, Closing.NO_WORKER)
+            case NoPlace.FULL:
+                pass
+            case NoPlace.BUSY:
+                self._put_off[number] = None
+            case NoPlace.NOT_NOW:
+                self._passed[number] = lane
+                self._put_off[number] = None
+            case (worker, placement):
+                # It waits anew for what it has left.
+                self._passed.pop(number, None)
+                self._grant(lane, worker, placement)
+                return True
+            case _:
+                assert_never(place)
+        return False
+
+    def _grant(self, lane: Lane, worker: WorkerRoom, placement: Placement) -> None:
+        agent = lane.agent
+        self._fleet.take(worker, lane.model, urgent=lane.rank == URGENT_RANK)
+        self._assignments.append(Assignment(lane.heads.popleft(), lane, worker, lane.cost, placement))
+        self._grants += 1
+        agent.virtual_time += lane.cost / agent.weight
+        agent.in_flight += 1
+        if agent.allowance is not None:
+            agent.allowance -= 1
+        self._served[agent.id] = agent
+
+    def _serve_elder(self, rank: int) -> bool:
+        """Grant the oldest task of the bands below; False if there is none that has a place."""
+        if self._elders is None:
+            below = [number for band, numbers in self._bands.items() if band > rank for number in numbers]
+            self._elders = [(self._lanes[number].heads[0].seq, number) for number in below]
+            heapq.heapify(self._elders)
+        while self._elders:
+            seq, number = self._elders[0]
+            lane = self._lanes[number]
+            is_below = lane.rank > rank and bool(lane.heads)
+            if is_below and lane.heads[0].seq != seq:
+                # Served since.
+                heapq.heapreplace(self._elders, (lane.heads[0].seq, number))
+            elif is_below and self._serve_lane(number, leftover=False):
+                return True
+            else:
+                heapq.heappop(self._elders)
+        return False

@@ -1,27 +1,43 @@
 """One round: plan every pool that has room, and reserve what was planned. One transaction, under one lock."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+import hashlib
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
-from bitinglip.dispatcher.plan import Assignment, Head, Lane, Plan, WorkerRoom, plan_pool
+from bitinglip.dispatcher.arrivals import admit_arrivals
+from bitinglip.dispatcher.placement import WorkerRoom
+from bitinglip.dispatcher.plan import ELDER_GRANT, Agent, Assignment, Closing, Head, Lane, Plan, plan_pool
 from bitinglip.domain.task import Priority
+from bitinglip.store.charges import settle_charges
 from bitinglip.store.database import Database
-from bitinglip.store.queues import (
-    list_heads,
+from bitinglip.store.lanes import (
+    LANES_PER_ROUND,
+    LaneKey,
     list_lanes,
-    list_open_workers,
-    lock_dispatch,
     mark_emptied,
+    mark_lanes,
+    record_grants,
+    reopen_unplaced,
+)
+from bitinglip.store.queues import (
+    DEPTH,
+    LOCK_DISPATCH,
+    Reservation,
+    list_heads,
+    list_open_workers,
+    list_pools,
+    list_sizes,
     reserve_tasks,
-    set_virtual_times,
+    set_pool,
+    set_yielding,
 )
 
-DEPTH = 2
-"""Tasks that a worker is given, per slot."""
+ELDERS_SPARE = 2
 
 _RANKS = {priority.value: priority.rank for priority in Priority}
 
@@ -34,10 +50,14 @@ class RoundResult:
     more: bool
 
 
-def run_round(database: Database) -> RoundResult:
-    """Plan and reserve once.
+def run_round(database: Database, *, swap_seconds: float = 10.0) -> RoundResult:
+    """Settle, plan and reserve once.
 
     Not durable at once: a reservation that a crash of PostgreSQL forgets is made again.
+
+    Args:
+        database: Where everything is.
+        swap_seconds: How long a lane is passed over before a model that others use makes room for its own.
 
     Raises:
         DatabaseUnreachableError: If PostgreSQL is away. Nothing is reserved.
@@ -45,49 +65,178 @@ def run_round(database: Database) -> RoundResult:
     reserved: list[Assignment] = []
     more = False
     with database.transaction() as connection:
-        lock_dispatch(connection)
-        pools: dict[str, list[WorkerRoom]] = defaultdict(list)
-        for row in list_open_workers(connection):
-            free = max(0, DEPTH * row.slots - row.held)
-            kinds, models = frozenset(row.kinds), frozenset(row.models)
-            pools[row.pool].append(WorkerRoom(row.id, row.name, kinds, models, free, row.engine_up))
-        for pool, workers in pools.items():
-            if any(worker.free for worker in workers):
-                assignments, pool_has_more = _fill_pool(connection, pool, workers)
-                reserved += assignments
-                more = more or pool_has_more
+        settle_charges(connection, before=LOCK_DISPATCH)
+        rows = list_open_workers(connection)
+        sizes = list_sizes(connection) if any(row.memory_bytes for row in rows) else {}
+        pools = list_pools(connection)
+        more = admit_arrivals(connection, _follow_workers(connection, pools, rows, sizes))
+        for pool in sorted({row.pool for row in rows}):
+            ours = [row for row in rows if row.pool == pool]
+            grants = pools[pool].grants if pool in pools else 0
+            filled, pool_has_more = _fill_pool(connection, pool, ours, sizes, grants=grants, swap_seconds=swap_seconds)
+            reserved += filled
+            more = more or pool_has_more
     return RoundResult(reserved, more)
 
 
-def _fill_pool(connection: Connection, pool: str, workers: Sequence[WorkerRoom]) -> tuple[list[Assignment], bool]:
+def _follow_workers(
+    connection: Connection, known: Mapping[str, Any], rows: Sequence[Any], sizes: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Note what has changed in the workers, and return the kinds that each pool serves."""
+    kinds = {name: list(row.kinds) for name, row in known.items()}
+    for name in sorted({row.pool for row in rows}):
+        ours = [row for row in rows if row.pool == name]
+        before = known.get(name)
+        served = {kind for row in ours for kind in row.kinds}
+        new = sorted(served.difference(kinds.get(name, ())))
+        digest = _digest(ours, sizes)
+        if new or before is None or before.workers_digest != digest:
+            kinds[name] = sorted(served.union(kinds.get(name, ())))
+            set_pool(connection, name, kinds=kinds[name], new_kinds=new, digest=digest)
+            reopen_unplaced(connection, name)
+    return kinds
+
+
+def _digest(rows: Sequence[Any], sizes: Mapping[str, int]) -> str:
+    """Of everything that decides whether a worker could ever take a task."""
+    said = [
+        (r.name, sorted(r.kinds), r.memory_bytes, r.allowed_models, r.allowed_agents, sorted(r.avoids))
+        for r in rows
+    ]
+    return hashlib.sha256(repr((said, sorted(sizes.items()))).encode()).hexdigest()[:16]
+
+
+def _fill_pool(
+    connection: Connection,
+    pool: str,
+    rows: Sequence[Any],
+    sizes: Mapping[str, int],
+    *,
+    grants: int,
+    swap_seconds: float,
+) -> tuple[list[Assignment], bool]:
     """Reserve for one pool; returns what was reserved and whether there is room left and there may be more lanes."""
-    types = sorted({kind for worker in workers if worker.free for kind in worker.kinds})
-    rows = list_lanes(connection, pool, types)
-    if not rows:
-        return [], False
+    workers = [_make_room(row) for row in rows]
     room = sum(worker.free for worker in workers)
-    lanes = [_make_lane(row) for row in rows]
+    marked = {row.id for row in rows if row.yields}
+    if not room and not marked and all(worker.unclaimed == worker.urgent for worker in workers):
+        return [], False
+    kinds = sorted({kind for worker in workers for kind in worker.kinds})
+    # Without room there may still be urgent tasks, which make others give way.
+    depth = min(LANES_PER_ROUND, 2 * room + 4) if room else 1
+    due = (grants % ELDER_GRANT + room) // ELDER_GRANT
+    # A few more than are due: one may have no place.
+    elders = due + ELDERS_SPARE if room and due else 0
+    lanes = _read_lanes(list_lanes(connection, pool, kinds, depth=depth, elders=elders))
     # Twice an even share: a lane that is served more than its share is read further in the next round.
-    depth = -(-2 * room // len(lanes))
-    for head in list_heads(connection, [_key(lane) for lane in lanes], depth):
-        lanes[head.lane].heads.append(Head(head.id, head.attempt, head.model))
-    full = {number for number, lane in enumerate(lanes) if len(lane.heads) == depth}
-    plan: Plan = plan_pool(lanes, workers, clock=rows[0].clock)
-    reserved: set[Any] = set()
-    if plan.assignments:
-        reserved = reserve_tasks(connection, [(item.head.task_id, item.worker.id) for item in plan.assignments])
-        set_virtual_times(connection, pool, plan.clock, plan.virtual_times)
-    emptied = [_key(lane) for number, lane in enumerate(lanes) if number not in full and not lane.heads]
+    depth = -(-2 * room // len(lanes)) if room and lanes else 1
+    keys = [_key(lane) for lane in lanes]
+    for head in list_heads(connection, keys, depth) if lanes else ():
+        lanes[head.lane].heads.append(Head(head.id, head.attempt, head.seq))
+    ran_out = [len(lane.heads) < depth for lane in lanes]
+    plan = plan_pool(lanes, workers, sizes=sizes, grants=grants, swap_seconds=swap_seconds)
+    reserved = _reserve(connection, pool, plan)
+    emptied = [_key(lane) for lane, out in zip(lanes, ran_out, strict=True) if out and not lane.heads]
+    _record(connection, pool, plan, emptied, marked)
+    changed = bool(plan.assignments or emptied or plan.closed)
+    return reserved, changed and any(worker.free > 0 for worker in workers)
+
+
+def _make_room(row: Any) -> WorkerRoom:
+    return WorkerRoom(
+        id=row.id,
+        name=row.name,
+        kinds=frozenset(row.kinds),
+        slots=row.slots,
+        free=max(0, DEPTH * row.slots - row.held),
+        held=row.held,
+        models={model: row.model_bytes.get(model, 0) for model in row.models},
+        in_use=set(row.in_use),
+        memory_bytes=row.memory_bytes,
+        engine_up=row.engine_up,
+        avoids=frozenset(row.avoids),
+        allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
+        allowed_agents=None if row.allowed_agents is None else frozenset(row.allowed_agents),
+        unclaimed=row.unclaimed,
+        urgent=row.urgent,
+    )
+
+
+def _read_lanes(rows: Sequence[Any]) -> list[Lane]:
+    agents: dict[str, Agent] = {}
+    lanes = []
+    for row in rows:
+        agent = agents.get(row.agent_id)
+        if agent is None:
+            agent = agents[row.agent_id] = Agent(row.agent_id, row.virtual_time, row.weight, row.in_flight)
+        _limit(agent, row)
+        lanes.append(
+            Lane(
+                row.type,
+                row.model,
+                agent,
+                row.priority,
+                _RANKS[row.priority],
+                cost=row.cost,
+                measured=row.measured,
+                passed_seconds=row.passed_seconds,
+            )
+        )
+    return lanes
+
+
+def _limit(agent: Agent, row: Any) -> None:
+    """Narrow an agent's allowance by what its limits leave it, counting each task by the dearest of late."""
+    in_flight = int(row.in_flight_anywhere or 0)
+    bounds = [(0, Closing.PAUSED)] if row.paused else []
+    if row.max_running is not None:
+        bounds.append((row.max_running - in_flight, Closing.MAX_RUNNING))
+    for budget, spent, peak in (
+        (row.daily_seconds, row.spent_seconds, row.peak_seconds),
+        (row.daily_tokens, row.spent_tokens, row.peak_tokens),
+    ):
+        if budget is not None:
+            # Before the first is measured: one at a time.
+            left = (budget - spent) / peak - in_flight if peak else (spent < budget) - in_flight
+            bounds.append((int(left), Closing.DAILY_BUDGET))
+    for allowance, limit in bounds:
+        if agent.allowance is None or allowance < agent.allowance:
+            agent.allowance, agent.limit = max(0, allowance), limit
+
+
+def _reserve(connection: Connection, pool: str, plan: Plan) -> list[Assignment]:
+    """Reserve what was planned, and charge the agents for what was still ready."""
+    if not plan.assignments:
+        return []
+    planned = [Reservation(item.head.task_id, item.worker.id, item.charge) for item in plan.assignments]
+    done = reserve_tasks(connection, planned)
+    reserved = [item for item in plan.assignments if item.head.task_id in done]
+    for item in plan.assignments:
+        if item.head.task_id not in done:
+            item.lane.agent.virtual_time -= item.charge / item.lane.agent.weight
+    counts = Counter(item.lane.agent.id for item in reserved)
+    record_grants(
+        connection,
+        pool,
+        clock=plan.assignments[-1].lane.agent.virtual_time,
+        grants=plan.grants,
+        served={agent.id: (agent.virtual_time, counts[agent.id]) for agent in plan.served},
+        placed={(item.lane.type, item.lane.model) for item in reserved},
+    )
+    return reserved
+
+
+def _record(connection: Connection, pool: str, plan: Plan, emptied: Sequence[LaneKey], marked: set[uuid.UUID]) -> None:
+    """Write down which lanes are empty, closed or passed over, and which workers yield."""
     if emptied:
         mark_emptied(connection, emptied)
-    # Lanes that were found empty hid others: a thousand cancelled queues must not take a thousand seconds.
-    more = bool(plan.assignments or emptied) and any(worker.free for worker in workers)
-    return [item for item in plan.assignments if item.head.task_id in reserved], more
+    reasons: dict[LaneKey, str | None] = {_key(lane): None for lane in plan.passed if lane.passed_seconds is None}
+    reasons |= {_key(lane): reason for lane, reason in plan.closed}
+    if reasons:
+        mark_lanes(connection, pool, reasons)
+    if plan.yielding != marked:
+        set_yielding(connection, plan.yielding, plan.yielding ^ marked)
 
 
-def _make_lane(row: Any) -> Lane:
-    return Lane(row.type, row.agent_id, row.priority, _RANKS[row.priority], row.virtual_time, row.weight)
-
-
-def _key(lane: Lane) -> tuple[str, str, str]:
-    return lane.type, lane.agent_id, lane.priority
+def _key(lane: Lane) -> LaneKey:
+    return LaneKey(lane.type, lane.model, lane.agent.id, lane.priority)

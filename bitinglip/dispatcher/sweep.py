@@ -1,5 +1,6 @@
-"""What a dispatcher does by the clock: rescue, wake, expire."""
+"""What a dispatcher does by the clock: rescue, wake, expire, and foretell a little to learn how good that is."""
 
+from bitinglip.lifecycle.quote import sample_quotes
 from bitinglip.lifecycle.rescue import free_tasks, rescue
 from bitinglip.lifecycle.waiting import expire_overdue, wake_due
 from bitinglip.store.database import Database
@@ -18,4 +19,5 @@ def sweep(database: Database, *, lease_seconds: float | None) -> list[Change]:
     """
     freed = free_tasks(database) if lease_seconds is None else rescue(database, lease_seconds=lease_seconds)
     wake_due(database)
+    sample_quotes(database)
     return freed + expire_overdue(database)

@@ -6,7 +6,8 @@
 
     base      the Engine protocol and its events
     wire      how commands and events cross the pipe: JSON frames
-    host      the engine process: loads, steps, evicts
+    host      the engine process: loads, steps, puts off what there is no room for
+    loaded    the engines it has loaded, within one memory budget; which one leaves
     link      the worker's end: requests in, events out; a process that ends has a successor
     process   one process as the worker sees it: its pipe, its last words, how it ended
     activity  what the process does now, in memory that both ends share
@@ -19,7 +20,8 @@ Invariants: only the engine process imports torch; it ends when its worker ends,
 becomes of it, every request that the link accepted gets exactly one `Finished`, `Failed` or `EngineLost`.
 
 Blame: a process that crashes, or is killed because it is stuck, is lost by every request in it, and any of them may be
-why. One that was killed for another reason, or had not begun to take requests, is lost blamelessly.
+why. One that was killed for another reason, or had not begun to take requests, or died while it loaded a model, is
+lost blamelessly: then the model is to blame, on that worker.
 
 Decision: a process rather than a thread. A busy Python thread beside the engine's loop took it from 73 to 0.9 tokens a
 second, a CUDA context that is poisoned ends its process, and a process can be killed: that is how limits are kept.

@@ -36,14 +36,30 @@ class Usage:
     """What a request has cost.
 
     Attributes:
-        engine_seconds: Its share of every step that it took part in, prefill and decode.
+        engine_seconds: Its share of every step that it took part in, prefill and decode; and the load that it caused.
         prompt_tokens: Tokens read.
         completion_tokens: Tokens made.
+        load_seconds: Of these engine seconds, what loading its model took; 0 where others had caused the load.
     """
 
     engine_seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    load_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """The request waits: there is no room for its model until those in use have ended. `Begun` follows."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that was put off has begun."""
+
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +118,19 @@ class EngineLost:
     Attributes:
         message: What happened, with the process's exit status and last words; at most some 2,000 characters.
         companions: How many other requests the process held.
-        blameless: Whether no request in it can be to blame: it was killed on purpose, or had not begun to take any.
+        blameless: Whether no request in it can be to blame: it was killed on purpose, or had not begun to take any, or
+            loaded a model.
+        loading: The model that it died of while it loaded it.
     """
 
     request_id: str
     message: str
     companions: int
     blameless: bool
+    loading: str | None = None
 
 
-EngineEvent = Progress | Text | Finished | Failed | EngineLost
+EngineEvent = PutOff | Begun | Progress | Text | Finished | Failed | EngineLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +143,8 @@ class EngineConfig:
         devices: Torch devices, `cpu` or `cuda:N` counted within the process. More than one: spread by accelerate.
         max_rows: Requests that compute at once.
         memory_bytes: Budget on each device for weights, KV cache and working space; None leaves it to the engine.
+        whole_bytes: What that would be without the other engines of the process, which may leave; None: the same. A
+            request that fits into it is not refused, though it may have to run alone.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
     """
 
@@ -132,6 +153,7 @@ class EngineConfig:
     devices: Sequence[str] = ("cpu",)
     max_rows: int = 16
     memory_bytes: int | None = None
+    whole_bytes: int | None = None
     dtype: str = "auto"
 
 

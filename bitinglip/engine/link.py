@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitinglip.engine import wire
 from bitinglip.engine.activity import Activity
@@ -57,12 +57,13 @@ class EngineLink:
         preload: Loaded at each start.
         limits: How long it may take over one thing; then it is killed.
         check_memory: Asked between a process's end and the next one's start; a text says why there must be none.
+        on_holding: Called from the link's thread with what the process holds, when that has changed.
         on_loss: Called when a process has died, before its requests are told.
         on_out_of_service: Told once, from the link's thread, why there is no engine any more. It should return soon.
 
     Attributes:
         holding: The models in it and their memory.
-        loaded_at: When it last told of a model that it had loaded, on the monotonic clock; 0: never.
+        loaded_at: When it last told of an engine that it had loaded, on the monotonic clock; 0: never.
 
     Raises:
         OSError: If no process can be started.
@@ -78,6 +79,7 @@ class EngineLink:
         preload: tuple[wire.Preload, ...] = (),
         limits: EngineLimits | None = None,
         check_memory: Callable[[], str | None] | None = None,
+        on_holding: Callable[[wire.Holding], None] | None = None,
         on_loss: Callable[[], None] | None = None,
         on_out_of_service: Callable[[str], None] | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class EngineLink:
         self._preload = preload
         self._limits = limits or EngineLimits()
         self._check_memory = check_memory
+        self._on_holding = on_holding
         self._on_loss = on_loss
         self._on_out_of_service = on_out_of_service
         self._mutex = threading.Lock()
@@ -94,6 +97,8 @@ class EngineLink:
         self._retired: Death | None = None
         self._deaths = 0
         self._is_between = False
+        self._loading: str | None = None
+        self._died_preloading: set[str] = set()
         self.loaded_at = 0.0
         self.holding = wire.Holding()
         self._spawn()
@@ -165,6 +170,7 @@ class EngineLink:
     def _spawn(self) -> None:
         process = EngineProcess(self._options, self._environment)
         self._process = process
+        self._loading = None
         self._is_between = False
         self._reader = threading.Thread(target=self._serve, args=(process,), name="engine-reader", daemon=True)
         self._reader.start()
@@ -176,7 +182,7 @@ class EngineLink:
     def _serve(self, process: EngineProcess) -> None:
         """See one process through its life, end what it held, and start another."""
         self._listen(process)
-        death = process.bury()
+        death = self._find_cause(process.bury(), process.board.read()[0])
         self._is_between = True
         self.holding = wire.Holding()
         if not self._closing.is_set():
@@ -207,9 +213,11 @@ class EngineLink:
                     process.kill_stuck(overrun)
 
     def _deliver(self, message: wire.Message) -> None:
+        if isinstance(message, wire.Loading):
+            self._loading = message.model
+            return
         if isinstance(message, wire.Holding):
-            self.holding = message
-            self.loaded_at = time.monotonic()
+            self._note_holding(message)
             return
         self._deaths = 0
         ended = isinstance(message, Finished | Failed)
@@ -217,6 +225,28 @@ class EngineLink:
             request = self._requests.pop(message.request_id, None) if ended else self._requests.get(message.request_id)
         if request is not None:
             request.listener(message)
+
+    def _note_holding(self, holding: wire.Holding) -> None:
+        if holding.loads > self.holding.loads:
+            self.loaded_at = time.monotonic()
+        self.holding = holding
+        if self._on_holding is not None:
+            self._on_holding(holding)
+
+    def _find_cause(self, death: Death, activity: Activity) -> Death:
+        """Say of which model a process died while it loaded it: then no request in it is to blame."""
+        if death.wanted or not death.has_ended or self._loading is None or self._closing.is_set():
+            return death
+        match activity:
+            case Activity.LOAD:
+                return replace(death, blameless=True, loading=self._loading)
+            case Activity.PRELOAD if self._loading in self._died_preloading:
+                # Or the next process would die of it too, and the next.
+                log.error("preload_dropped", model=self._loading)
+                self._preload = tuple(command for command in self._preload if command.model != self._loading)
+            case Activity.PRELOAD:
+                self._died_preloading.add(self._loading)
+        return death
 
     def _back_off(self) -> None:
         self._closing.wait(min(MAX_BACKOFF_SECONDS, 0.1 * 2**self._deaths) if self._deaths else 0.0)
@@ -275,7 +305,9 @@ def _tell(orphans: dict[str, _Request], death: Death) -> None:
     held = sum(request.is_sent for request in orphans.values())
     for request_id, request in orphans.items():
         if request.is_sent:
-            lost = EngineLost(request_id, death.message, companions=held - 1, blameless=death.blameless)
+            lost = EngineLost(
+                request_id, death.message, companions=held - 1, blameless=death.blameless, loading=death.loading
+            )
         else:
             lost = EngineLost(request_id, death.message, companions=0, blameless=True)
         request.listener(lost)

@@ -39,12 +39,14 @@ class Death:
         blameless: No request in it is to blame.
         wanted: It was ended on purpose and for no fault of its own: the next one need not wait.
         has_ended: False if it is still there, although it was killed.
+        loading: The model that it died of while it loaded it.
     """
 
     message: str
     blameless: bool
     wanted: bool = False
     has_ended: bool = True
+    loading: str | None = None
 
 
 class EngineProcess:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bitinglip.engine.base import Failed, Finished, Progress, Text, Usage
+from bitinglip.engine.base import Begun, Failed, Finished, Progress, PutOff, Text, Usage
 
 JsonObject = dict[str, Any]
 
@@ -43,18 +43,39 @@ class Preload:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """Which models the process holds now, and the bytes they take on its fullest device."""
+class Loading:
+    """The process begins to load a model. Sent before, so that its death on the way can be told from others."""
 
-    models: list[str] = field(default_factory=list)
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Which models the process holds now.
+
+    Attributes:
+        model_bytes: What each takes now, measured: weights, keys and values; of several devices each counts like the
+            fullest.
+        memory_bytes: What everything takes on the fullest device.
+        loads: How many engines the process has loaded so far.
+    """
+
+    model_bytes: dict[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
+    loads: int = 0
+
+    @property
+    def models(self) -> list[str]:
+        """Their names, in order."""
+        return sorted(self.model_bytes)
 
 
 Command = Run | Cancel | Preload
-Message = Progress | Text | Finished | Failed | Holding
+Message = PutOff | Begun | Progress | Text | Finished | Failed | Loading | Holding
 
 _TYPES: dict[str, Any] = {
-    kind.__name__: kind for kind in (Run, Cancel, Preload, Holding, Progress, Text, Finished, Failed)
+    kind.__name__: kind
+    for kind in (Run, Cancel, Preload, Loading, Holding, PutOff, Begun, Progress, Text, Finished, Failed)
 }
 
 

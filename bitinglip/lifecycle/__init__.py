@@ -1,6 +1,7 @@
 """The life of a task, a file a step. Every step is one transaction, or a few that may each be the last.
 
     submit   a request becomes a record, within its agent's limits: ready, scheduled, or blocked by its parents
+      feasible   what no worker could ever do is refused
     waiting  its time comes, its parents end, or it has waited too long
              (dispatcher.plan reserves it for a worker and rings that worker's doorbell)
     claim    the worker takes the lease: one attempt is now its own
@@ -10,6 +11,7 @@
     finish   the outcome is recorded, if the attempt is still this worker's
     cancel   pending: at once; running: flagged, and stopped by its worker
     lease    a worker registers, renews, and hears what it missed
+    loads    a model could not be loaded: not the task's failure
     rescue   a worker is gone; what it held is ready again
     take     an agent takes a task itself, under the same lease
     edit     people retry, change and delete records

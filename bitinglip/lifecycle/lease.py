@@ -5,7 +5,7 @@ again at once; the predecessor, if it still lives, is told at its next heartbeat
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitinglip.errors import WorkerNotFoundError
@@ -73,7 +73,7 @@ def renew(
     worker_id: uuid.UUID,
     *,
     lease_seconds: float,
-    models: Sequence[str] = (),
+    model_bytes: Mapping[str, int] | None = None,
     memory_bytes: int = 0,
     engine_up: bool = True,
 ) -> Lease | None:
@@ -89,7 +89,7 @@ def renew(
                 connection,
                 worker_id,
                 lease_seconds=lease_seconds,
-                models=models,
+                model_bytes=model_bytes or {},
                 memory_bytes=memory_bytes,
                 engine_up=engine_up,
             )

@@ -1,7 +1,8 @@
 """What an attempt comes to: from what its engine gave, and why it was stopped, to what is recorded. No I/O.
 
 Blame is fair: an engine that dies takes its whole batch down and nobody's attempts are spent. The suspects run again
-one at a time, and only one that loses its engine alone is quarantined as poison.
+one at a time, and only one that loses its engine alone is quarantined as poison. A model that cannot be loaded is not
+the task's failure: it tries another worker at no cost, until the model is given up.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ def decide_ending(
     stop: StopReason | None,
     attempt_seconds: float,
     base_retry_seconds: float,
+    given_up: str | None = None,
 ) -> Ending:
     """What to record of an attempt.
 
@@ -52,16 +54,17 @@ def decide_ending(
         stop: Why it was told to stop. A result that was made all the same is kept.
         attempt_seconds: The time limit, for the message.
         base_retry_seconds: Before a first retry, where the kind says nothing else.
+        given_up: Why no worker is to try to load its model any more.
     """
     match ended:
         case Finished(_, result, usage):
             return Ending(task.task_id, task.attempt, Outcome.COMPLETED, result=result, usage=_usage_json(usage))
         case EngineLost() if stop is None:
-            return _blame(task, ended)
+            return _blame(task, ended, given_up)
         case EngineLost():
             usage = Usage()
         case Failed() if stop is None or ended.code != "cancelled":
-            return _retry_or_fail(task, ended, base_retry_seconds)
+            return _retry_or_fail(task, ended, base_retry_seconds, given_up)
         case Failed():
             usage = ended.usage
         case _:
@@ -81,7 +84,27 @@ def decide_ending(
             assert_never(stop)
 
 
-def _blame(task: ClaimedTask, lost: EngineLost) -> Ending:
+def find_load_failure(task: ClaimedTask, ended: Finished | Failed | EngineLost) -> str | None:
+    """Why the task's model could not be loaded, if that is what ended the attempt."""
+    match ended:
+        case Failed(code="model_load_failed", message=message):
+            return message
+        case EngineLost(message=message, loading=loading) if loading is not None and loading == task.model:
+            return f"model {loading!r} could not be loaded: {message}"
+    return None
+
+
+def _release_for_other_worker(task: ClaimedTask, load_failure: str, given_up: str | None) -> Ending:
+    if given_up is not None:
+        error = _error("model_load_failed", given_up)
+        return Ending(task.task_id, task.attempt, Outcome.FAILED, error=error)
+    error = _error("model_load_failed", load_failure, retryable=True)
+    return Ending(task.task_id, task.attempt, Outcome.RELEASED, error=error)
+
+
+def _blame(task: ClaimedTask, lost: EngineLost, given_up: str | None) -> Ending:
+    if (load_failure := find_load_failure(task, lost)) is not None:
+        return _release_for_other_worker(task, load_failure, given_up)
     if not lost.blameless and task.suspect and lost.companions == 0:
         message = f"it ended its engine while it ran alone: {lost.message}"
         return Ending(task.task_id, task.attempt, Outcome.FAILED, error=_error("poison", message))
@@ -90,7 +113,9 @@ def _blame(task: ClaimedTask, lost: EngineLost) -> Ending:
     return Ending(task.task_id, task.attempt, Outcome.RELEASED, error=error, suspect=suspect)
 
 
-def _retry_or_fail(task: ClaimedTask, failed: Failed, base_retry_seconds: float) -> Ending:
+def _retry_or_fail(task: ClaimedTask, failed: Failed, base_retry_seconds: float, given_up: str | None) -> Ending:
+    if (load_failure := find_load_failure(task, failed)) is not None:
+        return _release_for_other_worker(task, load_failure, given_up)
     error = _error(failed.code, failed.message, retryable=failed.retryable)
     usage = _usage_json(failed.usage)
     kind = find_kinds().get(task.type)
@@ -111,7 +136,9 @@ def _error(code: str, message: str, *, retryable: bool = False) -> Mapping[str, 
 
 
 def _usage_json(usage: Usage) -> dict[str, float | int]:
+    caused = {"load_seconds": round(usage.load_seconds, 6)} if usage.load_seconds else {}
     return {
+        **caused,
         "engine_seconds": round(usage.engine_seconds, 6),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -14,12 +14,11 @@ from typing import assert_never
 
 from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.engine import wire
-from bitinglip.engine.base import EngineEvent, EngineLost, Failed, Finished, Progress, Text
+from bitinglip.engine.base import Begun, EngineEvent, EngineLost, Failed, Finished, Progress, PutOff, Text
 from bitinglip.engine.link import EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
-from bitinglip.lifecycle.outcome import Outcome, StopReason, decide_ending
+from bitinglip.lifecycle.outcome import Outcome, StopReason, decide_ending, find_load_failure
 from bitinglip.lifecycle.solitude import Solitude
-from bitinglip.registry.locate import locate_model
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.events import EventName
 from bitinglip.streams.writer import AttemptEvents, EventWriter
@@ -90,6 +89,8 @@ class TaskRunner:
         finish: Records one ending and returns its outcome; None if the attempt was no longer this worker's.
         link: The engine process.
         writer: Where events go.
+        find_folder: The folder of a model, or an error that says why it cannot be used.
+        report_load_failure: Told that a kind's model could not be loaded, and why; a text says that it is given up.
         slots: Attempts that run at once.
         limits: How long things may take.
     """
@@ -101,11 +102,15 @@ class TaskRunner:
         link: EngineLink,
         writer: EventWriter,
         *,
+        find_folder: Callable[[str], str],
+        report_load_failure: Callable[[str, str, str], str | None],
         slots: int,
         limits: RunLimits,
     ) -> None:
         self._claim = claim
         self._finish = finish
+        self._find_folder = find_folder
+        self._report_load_failure = report_load_failure
         self._link = link
         self._writer = writer
         self._slots = threading.Semaphore(slots)
@@ -113,7 +118,6 @@ class TaskRunner:
         self._solitude = Solitude()
         self._mutex = threading.Lock()
         self._running: dict[Doorbell, RunningAttempt] = {}
-        self._folders: dict[str, str] = {}
 
     def list_running(self) -> dict[Doorbell, RunningAttempt]:
         """The attempts that this process works on now."""
@@ -207,6 +211,10 @@ class TaskRunner:
             match event:
                 case Finished() | Failed() | EngineLost():
                     return event
+                case PutOff() | Begun():
+                    began = time.monotonic()
+                    is_waiting = isinstance(event, PutOff) or attempt.stop is not None
+                    out_of_time_at = math.inf if is_waiting else began + self._limits.attempt_seconds
                 case Text(last=True):
                     attempt.last_text = event
                 case Text(_, text, token_ids):
@@ -232,21 +240,19 @@ class TaskRunner:
         log.warning("engine_killed", task_id=str(attempt.doorbell.task_id), reason=attempt.stop, waited_seconds=seconds)
         self._link.kill(f"killed, because another request did not stop within {seconds:g} s", attempt.request_id)
 
-    def _find_folder(self, model: str) -> str:
-        """The model's folder, inspected the first time this process uses it."""
-        if model not in self._folders:
-            self._folders[model] = str(locate_model(model).path)
-        return self._folders[model]
-
     def _record(
         self, attempt: RunningAttempt, task: ClaimedTask, ended: Finished | Failed | EngineLost, events: AttemptEvents
     ) -> RunReport:
         if attempt.stop is StopReason.ABANDONED:
             return NOT_OURS
+        load_failure = find_load_failure(task, ended)
+        # Before the task is free: it is to go to another worker.
+        given_up = self._report_load_failure(task.type, task.model or "", load_failure) if load_failure else None
         ending = decide_ending(
             task,
             ended,
             stop=attempt.stop,
+            given_up=given_up,
             attempt_seconds=self._limits.attempt_seconds,
             base_retry_seconds=self._limits.base_retry_seconds,
         )

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from bitinglip.domain.task import TaskRequest
 from bitinglip.errors import InvalidRequestError, LimitExceededError, TaskNotFoundError
+from bitinglip.lifecycle.feasible import check_feasible
 from bitinglip.settings import TaskSettings
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.submissions import Limits, Refusal, find_keyed, insert_tasks, lock_submitters, mark_parents
@@ -21,12 +22,14 @@ def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: 
     An id is that of an earlier task where the idempotency key was used before.
 
     Raises:
+        InfeasibleError: If no registered worker could ever do one of them. Nothing is recorded.
         InvalidRequestError: If a task depends on another agent's, or on one after it, or its idempotency key was used
             for something else. Nothing of the current batch is recorded.
         TaskNotFoundError: If a parent is not known. Nothing of the current batch is recorded.
         LimitExceededError: If too many would wait. Nothing of the current batch is recorded.
         DatabaseUnreachableError: If PostgreSQL is away. Nothing of the current batch is recorded.
     """
+    check_feasible(database, requests)
     ids: list[uuid.UUID] = []
     for start in range(0, len(requests), BATCH):
         ids += _submit_batch(database, requests[start : start + BATCH], settings)

@@ -30,3 +30,13 @@ def find_folder(name: str) -> Path | None:
     except (OSError, RuntimeError):
         # Longer than a path may be, or the home of nobody.
         return None
+
+
+def measure_weights(name: str) -> int | None:
+    """Bytes of a model's weights as its folder has them; None if this machine has none of that name."""
+    folder = find_folder(name)
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else None
+    except OSError:
+        # Not ours to read, or deleted at this moment.
+        return None

@@ -1,11 +1,16 @@
 """What PostgreSQL holds: the truth about every task, and the queue itself.
 
     tables      the schema; alembic compares the migrations with it
+    storage     fill factors, and when what is dead is cleared away
+    consistency what should hold together, found and put right
     statement   a statement that each connection plans once
     database    connections, transactions, and the check that code and schema agree
     submissions insert, within limits
     tasks       claim, finish, cancel
     queues      what the dispatcher reads and reserves
+    lanes       what it keeps of the queues between its rounds, in the order of fairness
+    charges     what agents were charged becomes what their tasks have cost
+    clauses     what several statements share: waking a queue, giving back a charge
     waiting     what waits for a time, a parent or its expiry
     workers     registration, leases, rescue
     pulling     tasks that agents take themselves

@@ -4,22 +4,26 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-_GET = text("SELECT id, weight, max_priority, max_queued, created_at FROM agents WHERE id = :id")
+_FIELDS = "id, weight, max_priority, max_queued, max_running, daily_seconds, daily_tokens, paused, created_at"
+_LIMITS = ("max_priority", "max_queued", "max_running", "daily_seconds", "daily_tokens")
+
+_GET = text(f"SELECT {_FIELDS} FROM agents WHERE id = :id")
 
 
 def get_agent(connection: Connection, agent_id: str) -> Row[Any] | None:
-    """An agent: id, weight, max_priority, max_queued, created_at; a limit is None where the settings decide."""
+    """An agent: id, weight, its limits, paused, created_at; a limit is None where the settings decide, or nothing."""
     return connection.execute(_GET, {"id": agent_id}).one_or_none()
 
 
-_SET = text("""
-INSERT INTO agents AS a (id, weight, max_priority, max_queued)
-VALUES (:id, coalesce(:weight, 1), CAST(:max_priority AS task_priority), :max_queued)
+_SET = text(f"""
+INSERT INTO agents AS a (id, weight, max_priority, max_queued, max_running, daily_seconds, daily_tokens, paused)
+VALUES (:id, coalesce(:weight, 1), CAST(:max_priority AS task_priority), :max_queued, :max_running, :daily_seconds,
+        :daily_tokens, coalesce(:paused, false))
 ON CONFLICT (id) DO UPDATE SET
     weight = coalesce(:weight, a.weight),
-    max_priority = CASE WHEN :sets_max_priority THEN excluded.max_priority ELSE a.max_priority END,
-    max_queued = CASE WHEN :sets_max_queued THEN excluded.max_queued ELSE a.max_queued END
-RETURNING id, weight, max_priority, max_queued, created_at
+    paused = coalesce(:paused, a.paused),
+    {", ".join(f"{n} = CASE WHEN :sets_{n} THEN excluded.{n} ELSE a.{n} END" for n in _LIMITS)}
+RETURNING {_FIELDS}
 """)
 
 
@@ -29,8 +33,48 @@ def set_agent(connection: Connection, agent_id: str, **changes: Any) -> Row[Any]
     Args:
         connection: In a transaction.
         agent_id: The agent.
-        **changes: weight, max_priority, max_queued; a limit of None is none of its own.
+        **changes: weight, paused, and the limits: max_priority, max_queued, max_running, daily_seconds, daily_tokens; a
+            limit of None is none of its own.
     """
-    values = {name: changes.get(name) for name in ("weight", "max_priority", "max_queued")}
-    given = {f"sets_{name}": name in changes for name in ("max_priority", "max_queued")}
+    values = {name: changes.get(name) for name in ("weight", "paused", *_LIMITS)}
+    given = {f"sets_{name}": name in changes for name in _LIMITS}
     return connection.execute(_SET, {"id": agent_id, **values, **given}).one()
+
+
+_IN_FLIGHT = text("""
+SELECT count(*) FROM tasks AS t JOIN workers AS w ON w.id = t.worker_id AND w.state <> 'pulling'
+WHERE t.agent_id = :id AND t.worker_id IS NOT NULL AND t.finished_at IS NULL
+""")
+
+
+def count_in_flight(connection: Connection, agent_id: str) -> int:
+    """Tasks of an agent that workers run or have been given; not those that it took itself."""
+    return connection.scalar(_IN_FLIGHT, {"id": agent_id}) or 0
+
+
+_COUNT_SPENT = text("""
+UPDATE agents AS a SET spent_on = (now() AT TIME ZONE 'UTC')::date, spent_seconds = today.seconds,
+                       spent_tokens = today.tokens
+FROM (
+    SELECT coalesce(sum(seconds), 0) AS seconds, coalesce(sum(tokens), 0)::bigint AS tokens
+    FROM agent_usage WHERE agent_id = :id AND minute >= date_trunc('day', now(), 'UTC')
+) AS today
+WHERE a.id = :id
+RETURNING a.spent_seconds, a.spent_tokens
+""")
+
+
+def count_spent(connection: Connection, agent_id: str) -> Row[Any]:
+    """Record what an agent has used since midnight UTC, and return it: spent_seconds, spent_tokens.
+
+    Only under the dispatch lock: settling adds to it.
+    """
+    return connection.execute(_COUNT_SPENT, {"id": agent_id}).one()
+
+
+_CLOSE_LANES = text("UPDATE lanes SET closed = 'paused' WHERE agent_id = :id AND closed IS DISTINCT FROM 'paused'")
+
+
+def close_lanes(connection: Connection, agent_id: str) -> None:
+    """Offer nothing of a paused agent any more. Only under the dispatch lock."""
+    connection.execute(_CLOSE_LANES, {"id": agent_id})

@@ -24,10 +24,15 @@ def dump_storable(document: Any) -> str:
     return text
 
 
+def make_storable(text: str) -> str:
+    """The text; a character that cannot be stored becomes U+FFFD."""
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _fit(value: Any) -> Any:
     match value:
         case str():
-            return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+            return make_storable(value)
         case float():
             return value if math.isfinite(value) else None
         case Mapping():

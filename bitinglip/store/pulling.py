@@ -12,7 +12,7 @@ UPDATE tasks SET status = 'in_progress', queue_state = NULL, worker_id = :worker
                  updated_at = now()
 WHERE id = (
     SELECT id FROM tasks
-    WHERE queue_state = 'ready' AND type = :type AND agent_id = :agent_id
+    WHERE queue_state = 'ready' AND type = :type AND coalesce(model, '') = '' AND agent_id = :agent_id
     AND (CAST(:channel_id AS text) IS NULL OR channel_id = :channel_id)
     AND (expires_at IS NULL OR expires_at > now() OR started_at IS NOT NULL)
     ORDER BY priority, seq LIMIT 1 FOR UPDATE SKIP LOCKED

@@ -1,196 +1,215 @@
 """The queue in PostgreSQL, as the dispatcher reads and reserves it. One statement a function.
 
-A lane is one agent's queue of one type in one band: a row of `agent_queues`, its tasks in the partial index
-`tasks_ready`. `has_ready` is a hint that makes idle lanes cost nothing; the tasks are the truth, and a sweep corrects
-the hint.
+`queues` has a row for each agent, type, model and band that ever had a task, and `has_ready` is a hint: the tasks in
+the partial index `tasks_ready` are the truth, and a sweep corrects the hint. What dispatchers make of it is in `lanes`.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, text
 
+from bitinglip.store.lanes import LaneKey
 from bitinglip.store.statement import Statement
 from bitinglip.store.tasks import READY_CHANNEL
 
 DISPATCH_LOCK = 0x62697402
 """Key of the advisory lock under which a round is planned and reserved."""
 
-LANES_PER_ROUND = 64
+DEPTH = 2
+"""Tasks that a worker is given, per slot."""
+
 RECHECK_SECONDS = 60
+
+
+_ROUND_SETTINGS = {
+    "synchronous_commit": "off",
+    # Every statement of a round finds a few rows by index. Statistics would say otherwise of tables that were empty or
+    # full a moment ago, and a plan made then is kept.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+_SET = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _ROUND_SETTINGS.items())
+LOCK_DISPATCH = f"SELECT {_SET}, pg_advisory_xact_lock({DISPATCH_LOCK})"
+"""`lock_dispatch` as a statement to run before another, in one round trip."""
 
 
 def lock_dispatch(connection: Connection) -> None:
     """Wait until no other dispatcher plans. Released with the transaction, which does not wait for the disk."""
-    sql = "SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(:key)"
-    connection.execute(text(sql), {"key": DISPATCH_LOCK})
+    connection.exec_driver_sql(LOCK_DISPATCH)
 
 
 _WORKERS = Statement(
     "list_open_workers",
     """
-SELECT w.id, w.name, w.pool, w.kinds, w.models, w.slots, w.engine_up,
-       (SELECT count(*) FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL) AS held
-FROM workers AS w WHERE w.state = 'ready' AND w.lease_expires_at > now()
+SELECT w.id, w.name, w.pool, w.kinds, w.slots, w.models, w.model_bytes, w.engine_up, w.yields,
+       w.memory_limit_bytes * greatest(1, jsonb_array_length(w.gpus)) AS memory_bytes,
+       w.allowed_models, w.allowed_agents, held.count AS held, held.models AS in_use, held.unclaimed, held.urgent,
+       (SELECT coalesce(array_agg(model), '{}') FROM load_failures AS f
+        WHERE f.worker_name = w.name AND f.retry_at > now()) AS avoids
+FROM workers AS w CROSS JOIN LATERAL (
+    SELECT count(*), coalesce(array_agg(DISTINCT model) FILTER (WHERE model IS NOT NULL), '{}') AS models,
+           count(*) FILTER (WHERE queue_state = 'reserved') AS unclaimed,
+           count(*) FILTER (WHERE queue_state = 'reserved' AND priority = 'critical') AS urgent
+    FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL
+) AS held
+WHERE w.state = 'ready' AND w.lease_expires_at > now()
+ORDER BY w.name
 """,
 )
 
 
 def list_open_workers(connection: Connection) -> Sequence[Row[Any]]:
-    """Workers that take tasks: id, name, pool, kinds, models, slots, engine_up, held (reserved and running)."""
+    """Workers that take tasks, by name.
+
+    Returns:
+        Rows of id, name, pool, kinds, slots, models (loaded), model_bytes (by model), memory_bytes (that all its GPUs
+        together may hold), engine_up,
+        yields, allowed_models, allowed_agents, held (reserved and running), in_use (models of these), unclaimed
+        (reserved), urgent (of the unclaimed), avoids (models that failed to load there).
+    """
     return _WORKERS.execute(connection).all()
 
 
-_LANES = Statement(
-    "list_lanes",
-    """
-SELECT q.type, q.agent_id, q.priority, coalesce(s.virtual_time, 0) AS virtual_time, coalesce(a.weight, 1) AS weight,
-       coalesce((SELECT virtual_time FROM pools WHERE name = :pool), 0) AS clock
-FROM agent_queues AS q
-LEFT JOIN agents AS a ON a.id = q.agent_id
-LEFT JOIN agent_shares AS s ON s.pool = :pool AND s.agent_id = q.agent_id
-WHERE q.has_ready AND q.type = ANY(:types)
-ORDER BY q.priority, virtual_time, q.agent_id
-LIMIT :limit
-""",
-    pool="text",
-    types="text[]",
-    limit="integer",
+_SIZES = Statement(
+    "list_sizes",
+    "SELECT name, coalesce(held_bytes, weight_bytes) AS size FROM models WHERE weight_bytes > 0 OR held_bytes > 0",
 )
 
 
-def list_lanes(connection: Connection, pool: str, types: Sequence[str]) -> Sequence[Row[Any]]:
-    """The lanes to serve next in a pool, most urgent band and least virtual time first."""
-    return _LANES.execute(connection, pool=pool, types=list(types), limit=LANES_PER_ROUND).all()
+def list_sizes(connection: Connection) -> dict[str, int]:
+    """Bytes that models take on a GPU, measured or else of their files, by name."""
+    return {row.name: row.size for row in _SIZES.execute(connection)}
+
+
+_POOLS = Statement("list_pools", "SELECT name, kinds, grants, workers_digest FROM pools")
+
+
+def list_pools(connection: Connection) -> dict[str, Row[Any]]:
+    """Pools that there have been: name, kinds (that they ever served), grants, workers_digest; by name."""
+    return {row.name: row for row in _POOLS.execute(connection)}
+
+
+_SET_POOL = text("""
+WITH pool AS (
+    INSERT INTO pools AS p (name, kinds, workers_digest) VALUES (:name, :kinds, :digest)
+    ON CONFLICT (name) DO UPDATE SET kinds = excluded.kinds, workers_digest = excluded.workers_digest
+)
+INSERT INTO lanes (pool, type, model, agent_id, priority, virtual_time, closed)
+SELECT :name, type, model, agent_id, priority, 0, 'again' FROM queues
+WHERE has_ready AND listed AND type = ANY(:new_kinds)
+ON CONFLICT DO NOTHING
+""")
+
+
+def set_pool(connection: Connection, name: str, *, kinds: Sequence[str], new_kinds: Sequence[str], digest: str) -> None:
+    """Record which kinds a pool serves, and what its workers are like; it gets lanes for the tasks of its new kinds."""
+    values = {"name": name, "kinds": list(kinds), "new_kinds": list(new_kinds), "digest": digest}
+    connection.execute(_SET_POOL, values)
 
 
 _HEADS = Statement(
     "list_heads",
     """
-SELECT l.ordinality - 1 AS lane, t.id, t.attempt, t.model
-FROM unnest(:types, :agents, :priorities)
-     WITH ORDINALITY AS l (type, agent_id, priority, ordinality)
+SELECT l.ordinality - 1 AS lane, t.id, t.attempt, t.seq
+FROM unnest(:types, :models, :agents, :priorities)
+     WITH ORDINALITY AS l (type, model, agent_id, priority, ordinality)
 CROSS JOIN LATERAL (
-    SELECT id, attempt, model, seq FROM tasks
-    WHERE queue_state = 'ready' AND type = l.type AND agent_id = l.agent_id AND priority = l.priority
-    ORDER BY seq LIMIT :depth
+    SELECT id, attempt, seq FROM tasks
+    WHERE queue_state = 'ready' AND type = l.type AND coalesce(model, '') = l.model AND agent_id = l.agent_id
+    -- Not `=`: else it would look promising to read all tasks in their order until enough are found.
+    AND priority BETWEEN l.priority AND l.priority
+    ORDER BY priority, seq LIMIT :depth
 ) AS t
 ORDER BY l.ordinality, t.seq
 """,
     types="text[]",
+    models="text[]",
     agents="text[]",
     priorities="task_priority[]",
     depth="integer",
 )
 
 
-def list_heads(connection: Connection, lanes: Sequence[tuple[str, str, str]], depth: int) -> Sequence[Row[Any]]:
-    """The first `depth` ready tasks of each lane (type, agent, priority): lane's index, id, attempt, model."""
+def list_heads(connection: Connection, lanes: Sequence[LaneKey], depth: int) -> Sequence[Row[Any]]:
+    """The first `depth` ready tasks of each lane: lane's index, id, attempt, seq."""
     return _HEADS.execute(
         connection,
-        types=[lane[0] for lane in lanes],
-        agents=[lane[1] for lane in lanes],
-        priorities=[lane[2] for lane in lanes],
+        types=[lane.type for lane in lanes],
+        models=[lane.model for lane in lanes],
+        agents=[lane.agent_id for lane in lanes],
+        priorities=[lane.priority for lane in lanes],
         depth=depth,
     ).all()
+
+
+class Reservation(NamedTuple):
+    """A task promised to a worker, and what its agent is charged for it."""
+
+    task_id: uuid.UUID
+    worker_id: uuid.UUID
+    charge: float
 
 
 _RESERVE = Statement(
     "reserve_tasks",
     """
 UPDATE tasks AS t
-SET queue_state = 'reserved', worker_id = r.worker_id, reserved_at = now(), updated_at = now()
-FROM unnest(:ids, :workers) AS r (id, worker_id)
+SET queue_state = 'reserved', worker_id = r.worker_id, charged = r.charge, reserved_at = now(), updated_at = now()
+FROM unnest(:ids, :workers, :charges) AS r (id, worker_id, charge)
 WHERE t.id = r.id AND t.queue_state = 'ready'
 RETURNING t.id
 """,
     ids="uuid[]",
     workers="uuid[]",
+    charges="float8[]",
 )
 
 
-def reserve_tasks(connection: Connection, assignments: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
-    """Promise tasks to workers (task id, worker id); returns the ids that were still ready."""
-    ordered = sorted(assignments)
+def reserve_tasks(connection: Connection, reservations: Iterable[Reservation]) -> set[uuid.UUID]:
+    """Promise tasks to workers; returns the ids that were still ready."""
+    ordered = sorted(reservations)
     rows = _RESERVE.execute(
-        connection, ids=[str(task) for task, _ in ordered], workers=[str(worker) for _, worker in ordered]
+        connection,
+        ids=[str(item.task_id) for item in ordered],
+        workers=[str(item.worker_id) for item in ordered],
+        charges=[item.charge for item in ordered],
     )
     return {row[0] for row in rows}
 
 
-_CHARGE = Statement(
-    "set_virtual_times",
-    """
-WITH clock AS (
-    INSERT INTO pools (name, virtual_time) VALUES (:pool, :clock)
-    ON CONFLICT (name) DO UPDATE SET virtual_time = excluded.virtual_time
-)
-INSERT INTO agent_shares (pool, agent_id, virtual_time)
-SELECT :pool, c.agent_id, c.virtual_time
-FROM unnest(:agents, :times) AS c (agent_id, virtual_time)
-ON CONFLICT (pool, agent_id) DO UPDATE SET virtual_time = excluded.virtual_time
-""",
-    pool="text",
-    clock="float8",
-    agents="text[]",
-    times="float8[]",
+_SET_YIELDING = text(
+    "UPDATE workers SET yields = id = ANY(CAST(:ids AS uuid[])) WHERE id = ANY(CAST(:changed AS uuid[]))"
 )
 
 
-def set_virtual_times(connection: Connection, pool: str, clock: float, times: Mapping[str, float]) -> None:
-    """Write a pool's clock and the virtual times of the agents just served. Only under the dispatch lock."""
-    _CHARGE.execute(connection, pool=pool, clock=clock, agents=list(times), times=list(times.values()))
-
-
-_EMPTIED = Statement(
-    "mark_emptied",
-    """
-UPDATE agent_queues AS q SET has_ready = false, emptied_at = now()
-FROM (
-    SELECT type, agent_id, priority FROM agent_queues
-    WHERE (type, agent_id, priority) IN (SELECT * FROM unnest(:types, :agents, :priorities))
-    ORDER BY type, agent_id, priority FOR NO KEY UPDATE
-) AS l
-WHERE (q.type, q.agent_id, q.priority) = (l.type, l.agent_id, l.priority)
-AND NOT EXISTS (
-    SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
-    AND t.type = l.type AND t.agent_id = l.agent_id AND t.priority = l.priority
-)
-""",
-    types="text[]",
-    agents="text[]",
-    priorities="task_priority[]",
-)
-
-
-def mark_emptied(connection: Connection, lanes: Sequence[tuple[str, str, str]]) -> None:
-    """Take the hint from lanes (type, agent, priority) that have no ready task left."""
-    _EMPTIED.execute(
-        connection,
-        types=[lane[0] for lane in lanes],
-        agents=[lane[1] for lane in lanes],
-        priorities=[lane[2] for lane in lanes],
-    )
+def set_yielding(connection: Connection, yielding: Iterable[uuid.UUID], changed: Iterable[uuid.UUID]) -> None:
+    """Say of the workers that changed whether their reservations give way to urgent tasks."""
+    values = {"ids": [str(worker) for worker in yielding], "changed": [str(worker) for worker in changed]}
+    connection.execute(_SET_YIELDING, values)
 
 
 _RECHECK = text("""
-UPDATE agent_queues AS q SET has_ready = true
+UPDATE queues AS q SET has_ready = true
 FROM (
-    SELECT type, agent_id, priority FROM agent_queues AS emptied
+    SELECT type, model, agent_id, priority FROM queues AS emptied
     WHERE NOT has_ready AND emptied_at > now() - make_interval(secs => :seconds)
     AND EXISTS (
-        SELECT FROM tasks AS t WHERE t.queue_state = 'ready'
-        AND t.type = emptied.type AND t.agent_id = emptied.agent_id AND t.priority = emptied.priority
+        SELECT FROM tasks AS t WHERE t.queue_state = 'ready' AND t.type = emptied.type
+        AND coalesce(t.model, '') = emptied.model AND t.agent_id = emptied.agent_id AND t.priority = emptied.priority
     )
-    ORDER BY type, agent_id, priority FOR NO KEY UPDATE
+    ORDER BY type, model, agent_id, priority FOR NO KEY UPDATE
 ) AS filled
-WHERE (q.type, q.agent_id, q.priority) = (filled.type, filled.agent_id, filled.priority)
+WHERE (q.type, q.model, q.agent_id, q.priority) = (filled.type, filled.model, filled.agent_id, filled.priority)
 """)
 
 
 def recheck_emptied(connection: Connection) -> int:
-    """Give the hint back to lanes that a task entered while they were being emptied; returns how many.
+    """Give the hint back to queues that a task entered while they were being emptied; returns how many.
 
     A submitter that read `has_ready` before it was taken commits within `RECHECK_SECONDS`.
     """

@@ -6,10 +6,11 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from bitinglip.store.clauses import wake_queues
 from bitinglip.store.jsonb import dump_storable
 from bitinglip.store.tasks import READY_CHANNEL, Change, read_changes
 
-_RETRY = text("""
+_RETRY = text(f"""
 WITH retried AS (
     UPDATE tasks AS t SET
         status = 'pending', finished_at = NULL, error_code = NULL, failures = 0, suspect = false, progress = 0,
@@ -28,18 +29,15 @@ WITH retried AS (
         FOR UPDATE
     ) AS failed
     WHERE t.id = failed_id
-    RETURNING t.id, t.type, t.agent_id, t.priority, t.status, t.queue_state, t.attempt, t.error_code, t.worker_id
+    RETURNING t.id, t.type, t.model, t.agent_id, t.priority, t.status, t.queue_state, t.attempt, t.error_code,
+              t.worker_id
 ), details AS (
     UPDATE task_details SET error = NULL, result = NULL, usage = NULL WHERE task_id IN (SELECT id FROM retried)
 ), marked AS (
     UPDATE tasks SET has_children = true WHERE id IN (
         SELECT parent_id FROM dependencies JOIN retried ON retried.id = child_id WHERE retried.queue_state = 'blocked')
     AND id NOT IN (SELECT id FROM retried)
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM retried WHERE queue_state = 'ready'
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), woken AS ({wake_queues("retried")}
 ), notified AS MATERIALIZED (
     SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM retried)
 )
@@ -69,22 +67,19 @@ def retry_tasks(connection: Connection, task_ids: Sequence[uuid.UUID]) -> list[C
     return read_changes(connection.execute(_RETRY, values))
 
 
-_UPDATE = text("""
+_UPDATE = text(f"""
 WITH changed AS (
     UPDATE tasks SET priority = coalesce(CAST(:priority AS task_priority), priority), updated_at = now()
     WHERE id = :id AND (
         CAST(:priority AS task_priority) IS NULL OR queue_state IS NOT NULL AND queue_state <> 'reserved')
-    RETURNING id, type, agent_id, priority, status, queue_state, attempt, error_code, worker_id
+    RETURNING id, type, model, agent_id, priority, status, queue_state, attempt, error_code, worker_id
 ), details AS (
     UPDATE task_details SET
         title = coalesce(:title, title),
         description = coalesce(:description, description),
         metadata = metadata || CAST(:metadata AS jsonb)
     WHERE task_id IN (SELECT id FROM changed)
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT type, agent_id, priority FROM changed WHERE queue_state = 'ready'
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), woken AS ({wake_queues("changed")}
 ), notified AS MATERIALIZED (
     SELECT pg_notify(:channel, '') FROM changed WHERE queue_state = 'ready'
 )

@@ -68,7 +68,7 @@ ON CONFLICT (day, agent_id) DO UPDATE SET
 WHERE known.submitted + known.completed + known.failed + known.cancelled
    <= excluded.submitted + excluded.completed + excluded.failed + excluded.cancelled
 RETURNING agent_id
-""")  # noqa: S608 - own text
+""")
 
 
 def store_report(connection: Connection, day: date) -> list[str]:
@@ -82,7 +82,7 @@ def store_report(connection: Connection, day: date) -> list[str]:
 _LIST = text(f"""
 SELECT {_COLUMNS} FROM agent_reports
 WHERE day = :day AND (CAST(:agent_id AS text) IS NULL OR agent_id = :agent_id) ORDER BY agent_id
-""")  # noqa: S608 - own text
+""")
 
 
 def list_reports(connection: Connection, day: date, agent_id: str | None = None) -> Sequence[Row[Any]]:

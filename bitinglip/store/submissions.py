@@ -127,21 +127,23 @@ WITH input AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM agents WHERE agents.id = accepted.agent_id)
     ORDER BY agent_id
     ON CONFLICT DO NOTHING
-), woken_queues AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM accepted
+), woken AS (
+    -- Not `wake_queues`: a queue that is known to have tasks is not even locked.
+    INSERT INTO queues AS q (type, model, agent_id, priority)
+    SELECT DISTINCT type, coalesce(model, ''), agent_id, priority FROM accepted
     WHERE coalesce((
-        SELECT NOT known.has_ready FROM agent_queues AS known
-        WHERE (known.type, known.agent_id, known.priority) = (accepted.type, accepted.agent_id, accepted.priority)
+        SELECT NOT known.has_ready FROM queues AS known
+        WHERE (known.type, known.model, known.agent_id, known.priority)
+            = (accepted.type, coalesce(accepted.model, ''), accepted.agent_id, accepted.priority)
     ), true)
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (type, model, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
     RETURNING 1
 )
 SELECT scope, name, bound, waiting, NULL AS notified FROM refusals
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, pg_notify(:channel, '')::text
-WHERE (SELECT count(*) FROM woken_queues) > 0 OR EXISTS (SELECT FROM new_tasks WHERE queue_state = 'blocked')
+WHERE (SELECT count(*) FROM woken) > 0 OR EXISTS (SELECT FROM new_tasks WHERE queue_state = 'blocked')
 """,
     rows="jsonb",
     exact="boolean",

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from bitinglip.store.clauses import refund_charges, wake_queues
 from bitinglip.store.jsonb import dump_storable
 from bitinglip.store.statement import Statement
 
@@ -65,15 +66,30 @@ class ClaimedTask:
 
 _CLAIM = Statement(
     "claim_tasks",
-    """
-WITH not_durable AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+    f"""
+WITH not_durable AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)
+), asked AS MATERIALIZED (
+    SELECT c.id, c.attempt, coalesce((SELECT yields FROM workers WHERE workers.id = :worker_id), false) AS yields
+    FROM unnest(:ids, :attempts) AS c (id, attempt)
+), gave_way AS (
+    UPDATE tasks AS t SET queue_state = 'ready', worker_id = NULL, reserved_at = NULL, updated_at = now()
+    FROM asked AS c
+    WHERE c.yields AND t.id = c.id AND t.attempt = c.attempt AND t.worker_id = :worker_id
+    AND t.queue_state = 'reserved' AND t.priority <> 'critical' AND t.cancel_requested_at IS NULL
+    RETURNING t.type, t.model, t.agent_id, t.priority, t.charged, CAST(:worker_id AS uuid) AS held_by
+), woken AS ({wake_queues("gave_way", "true")}
+), refunded AS ({refund_charges("gave_way")}
+), notified AS MATERIALIZED (
+    SELECT pg_notify('{READY_CHANNEL}', '') WHERE EXISTS (SELECT FROM gave_way)
+)
 UPDATE tasks AS t
 SET status = 'in_progress', queue_state = NULL, started_at = now(), updated_at = now()
-FROM unnest(:ids, :attempts) AS c (id, attempt)
+FROM asked AS c
 JOIN task_details AS d ON d.task_id = c.id
 CROSS JOIN not_durable
+LEFT JOIN notified ON true
 WHERE t.id = c.id AND t.attempt = c.attempt AND t.worker_id = :worker_id AND t.cancel_requested_at IS NULL
-AND (t.queue_state = 'reserved' OR t.status = 'in_progress')
+AND (t.queue_state = 'reserved' AND (t.priority = 'critical' OR NOT c.yields) OR t.status = 'in_progress')
 RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attempts, t.suspect, d.payload
 """,
     ids="uuid[]",
@@ -85,6 +101,7 @@ RETURNING t.id, t.attempt, t.type, t.model, t.agent_id, t.failures, t.max_attemp
 def claim_tasks(connection: Connection, doorbells: Sequence[Doorbell], worker_id: uuid.UUID) -> list[ClaimedTask]:
     """Take the lease on those of the attempts that are reserved for this worker; the others are not returned.
 
+    On a worker that yields, what is not urgent goes back to its queue, so that an urgent task can have the slot.
     Not durable at once: a claim that a crash of PostgreSQL forgets leaves a reservation, which is claimed again.
     Idempotent for the same worker and attempt: a reply that was lost is asked for again.
     """
@@ -121,7 +138,7 @@ class Ending:
 
 _FINISH = Statement(
     "finish_tasks",
-    """
+    f"""
 WITH input AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(:rows) AS r (
         task_id uuid, attempt integer, outcome text, result jsonb, error jsonb, usage jsonb, retry_seconds float8,
@@ -150,7 +167,8 @@ WITH input AS MATERIALIZED (
         updated_at = now()
     FROM input AS i
     WHERE t.id = i.task_id AND t.attempt = i.attempt AND t.worker_id = :worker_id AND t.status = 'in_progress'
-    RETURNING t.id, t.started_at, i.attempt, i.result, i.error, i.usage, t.type, t.agent_id, t.priority, t.queue_state,
+    RETURNING t.id, t.started_at, i.attempt, i.result, i.error, i.usage, t.type, t.model, t.agent_id, t.priority,
+              t.queue_state, t.charged, i.outcome AS ran,
               CASE WHEN t.status = 'pending' THEN i.outcome ELSE t.status::text END AS outcome
 ), new_attempts AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, error, usage, started_at)
@@ -159,11 +177,28 @@ WITH input AS MATERIALIZED (
 ), new_details AS (
     UPDATE task_details AS d SET result = e.result, error = e.error, usage = e.usage
     FROM ended AS e WHERE d.task_id = e.id
-), woken_queues AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM ended WHERE queue_state = 'ready'
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), woken AS ({wake_queues("ended")}
+), measured AS (
+    SELECT w.pool, e.type, coalesce(e.model, '') AS model, e.agent_id, e.charged, seconds, tokens,
+           e.ran = 'completed' AS is_typical,
+           -- A failure, or a worker's or engine's end, is charged to nobody.
+           e.ran IN ('completed', 'cancelled') OR e.error ->> 'code' = 'time_limit' AS is_charged,
+           CASE w.charge WHEN 'seconds' THEN seconds * w.speed WHEN 'tokens' THEN tokens ELSE 1 END AS cost,
+           extract(epoch FROM now() - e.started_at) AS running_seconds
+    FROM ended AS e JOIN workers AS w ON w.id = :worker_id CROSS JOIN LATERAL (
+        SELECT coalesce((e.usage ->> 'engine_seconds')::float8, 0) AS seconds,
+               coalesce((e.usage ->> 'total_tokens')::bigint, 0) AS tokens
+    ) AS used
+    WHERE e.charged IS NOT NULL
+), settled AS (
+    INSERT INTO settlements (pool, type, model, agent_id, released, charged, cost, seconds, tokens, measured,
+                             measured_cost, running_seconds, peak_seconds, peak_tokens)
+    SELECT pool, type, model, agent_id, count(*), sum(charged), coalesce(sum(cost) FILTER (WHERE is_charged), 0),
+           coalesce(sum(seconds) FILTER (WHERE is_charged), 0), coalesce(sum(tokens) FILTER (WHERE is_charged), 0),
+           count(*) FILTER (WHERE is_typical), coalesce(sum(cost) FILTER (WHERE is_typical), 0),
+           coalesce(sum(running_seconds) FILTER (WHERE is_typical), 0),
+           coalesce(max(seconds) FILTER (WHERE is_charged), 0), coalesce(max(tokens) FILTER (WHERE is_charged), 0)
+    FROM measured GROUP BY pool, type, model, agent_id
 ), notified AS (
     SELECT pg_notify(:channel, '') WHERE EXISTS (SELECT FROM ended)
 )
@@ -201,18 +236,25 @@ def finish_tasks(connection: Connection, endings: Sequence[Ending], worker_id: u
 
 _CANCEL = Statement(
     "cancel_tasks",
-    """
-UPDATE tasks SET
-    status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END,
-    queue_state = NULL,
-    finished_at = CASE WHEN status = 'pending' THEN now() END,
-    error_code = CASE WHEN status = 'pending' THEN 'cancelled' ELSE error_code END,
-    cancel_requested_at = coalesce(cancel_requested_at, now()),
-    updated_at = now()
-WHERE id IN (
-    SELECT id FROM tasks WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress') ORDER BY id FOR NO KEY UPDATE
+    f"""
+WITH cancelled AS (
+    UPDATE tasks AS t SET
+        status = CASE WHEN t.status = 'pending' THEN 'cancelled' ELSE t.status END,
+        queue_state = NULL,
+        finished_at = CASE WHEN t.status = 'pending' THEN now() END,
+        error_code = CASE WHEN t.status = 'pending' THEN 'cancelled' ELSE error_code END,
+        cancel_requested_at = coalesce(cancel_requested_at, now()),
+        updated_at = now()
+    FROM (
+        SELECT id, queue_state = 'reserved' AS was_reserved FROM tasks
+        WHERE id = ANY(:ids) AND status IN ('pending', 'in_progress') ORDER BY id FOR NO KEY UPDATE
+    ) AS old
+    WHERE t.id = old.id
+    RETURNING t.id, t.agent_id, t.status, t.attempt, t.error_code, t.worker_id, t.type, t.model, t.charged,
+              t.worker_id AS held_by, old.was_reserved
+), refunded AS ({refund_charges("cancelled", "r.was_reserved")}
 )
-RETURNING id, agent_id, status, attempt, error_code, worker_id
+SELECT id, agent_id, status, attempt, error_code, worker_id FROM cancelled
 """,
     ids="uuid[]",
 )

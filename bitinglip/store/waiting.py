@@ -8,22 +8,20 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
+from bitinglip.store.clauses import wake_queues
 from bitinglip.store.tasks import Change, read_changes
 
 BATCH = 1_000
 
-_DUE = text("""
+_DUE = text(f"""
 WITH due AS (
     UPDATE tasks SET queue_state = 'ready', updated_at = now()
     WHERE id IN (
         SELECT id FROM tasks WHERE queue_state = 'scheduled' AND not_before <= now()
         ORDER BY not_before LIMIT :batch FOR UPDATE SKIP LOCKED
     )
-    RETURNING type, agent_id, priority
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM due ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+    RETURNING type, model, agent_id, priority
+), woken AS ({wake_queues("due", "true")}
 )
 SELECT count(*) FROM due
 """)
@@ -72,7 +70,7 @@ def lock_ended_parents(connection: Connection) -> list[uuid.UUID]:
     return list(connection.scalars(_ENDED_PARENTS, {"batch": BATCH}))
 
 
-_SETTLE = text("""
+_SETTLE = text(f"""
 WITH settled AS (
     UPDATE tasks SET has_children = false WHERE id = ANY(CAST(:parents AS uuid[]))
 ), children AS MATERIALIZED (
@@ -92,8 +90,8 @@ WITH settled AS (
         updated_at = now()
     FROM children AS c
     WHERE t.id = c.id AND t.queue_state = 'blocked' AND (c.free OR c.culprit IS NOT NULL)
-    RETURNING t.id, t.type, t.agent_id, t.priority, t.status, t.queue_state, t.attempt, t.error_code, t.worker_id,
-              c.culprit
+    RETURNING t.id, t.type, t.model, t.agent_id, t.priority, t.status, t.queue_state, t.attempt, t.error_code,
+              t.worker_id, c.culprit
 ), details AS (
     UPDATE task_details AS d SET error = jsonb_build_object(
         'code', 'dependency_failed', 'retryable', false,
@@ -101,11 +99,7 @@ WITH settled AS (
                           CASE p.status WHEN 'failed' THEN 'failed; retry that one, then this'
                           ELSE 'was cancelled; submit both again' END))
     FROM moved AS m JOIN tasks AS p ON p.id = m.culprit WHERE d.task_id = m.id
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM moved WHERE queue_state = 'ready'
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), woken AS ({wake_queues("moved")}
 )
 SELECT id, agent_id, status, attempt, error_code, worker_id FROM moved
 """)

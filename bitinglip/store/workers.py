@@ -5,12 +5,13 @@ Invariant: only PostgreSQL's clock expires a lease, and none within one full lea
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from bitinglip.store.clauses import refund_charges, wake_queues
 from bitinglip.store.tasks import Change, read_changes
 
 
@@ -26,6 +27,11 @@ class WorkerRecord:
         gpus: One object each: index, uuid, name, memory_bytes.
         engine_up: Whether its engine can begin at once.
         memory_limit_bytes: What its engine may hold; None: no limit known.
+        model_bytes: What each of its models takes.
+        speed: How much work a second of its engine is, relative to the other workers of its pool.
+        charge: What agents are charged by: `seconds`, `tokens` or `tasks`.
+        allowed_models: None: all.
+        allowed_agents: None: all.
     """
 
     id: uuid.UUID
@@ -42,13 +48,20 @@ class WorkerRecord:
     engine_up: bool = True
     problem: str | None = None
     memory_limit_bytes: int | None = None
+    model_bytes: Mapping[str, int] = field(default_factory=dict)
+    speed: float = 1.0
+    charge: str = "seconds"
+    allowed_models: Sequence[str] | None = None
+    allowed_agents: Sequence[str] | None = None
 
 
 _REGISTER = text("""
-INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, engine_up, memory_limit_bytes, pid,
-                     version, problem, lease_expires_at)
-VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, :engine_up,
-        :memory_limit_bytes, :pid, :version, :problem, now() + make_interval(secs => :lease_seconds))
+INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, model_bytes, engine_up,
+                     memory_limit_bytes, speed, charge, allowed_models, allowed_agents, pid, version, problem,
+                     lease_expires_at)
+VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, CAST(:model_bytes AS jsonb),
+        :engine_up, :memory_limit_bytes, :speed, :charge, CAST(:allowed_models AS text[]),
+        CAST(:allowed_agents AS text[]), :pid, :version, :problem, now() + make_interval(secs => :lease_seconds))
 """)
 
 
@@ -69,6 +82,11 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "engine_up": worker.engine_up,
             "problem": worker.problem,
             "memory_limit_bytes": worker.memory_limit_bytes,
+            "model_bytes": json.dumps(dict(worker.model_bytes)),
+            "speed": worker.speed,
+            "charge": worker.charge,
+            "allowed_models": None if worker.allowed_models is None else list(worker.allowed_models),
+            "allowed_agents": None if worker.allowed_agents is None else list(worker.allowed_agents),
             "pid": worker.pid,
             "version": worker.version,
             "lease_seconds": lease_seconds,
@@ -133,15 +151,14 @@ def find_worker(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(_FIND_NAME, {"name": name}).one_or_none()
 
 
-_RETURN_RESERVED = text("""
+_RETURN_RESERVED = text(f"""
 WITH returned AS (
     UPDATE tasks SET queue_state = 'ready', worker_id = NULL, reserved_at = NULL, updated_at = now()
     WHERE worker_id = :id AND finished_at IS NULL AND queue_state = 'reserved'
-    RETURNING type, agent_id, priority
+    RETURNING type, model, agent_id, priority, charged, CAST(:id AS uuid) AS held_by
+), refunded AS ({refund_charges("returned")}
 )
-INSERT INTO agent_queues AS q (type, agent_id, priority)
-SELECT DISTINCT type, agent_id, priority FROM returned ORDER BY type, agent_id, priority
-ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+{wake_queues("returned", "true")}
 """)
 
 
@@ -152,7 +169,8 @@ def return_reserved(connection: Connection, worker_id: uuid.UUID) -> None:
 
 _RENEW = text("""
 UPDATE workers SET lease_expires_at = now() + make_interval(secs => :lease_seconds), last_seen_at = now(),
-                   models = :models, memory_bytes = :memory_bytes, engine_up = :engine_up
+                   models = :models, model_bytes = CAST(:model_bytes AS jsonb), memory_bytes = :memory_bytes,
+                   engine_up = :engine_up
 WHERE id = :id AND state <> 'gone' RETURNING state
 """)
 
@@ -162,7 +180,7 @@ def renew_lease(
     worker_id: uuid.UUID,
     *,
     lease_seconds: float,
-    models: Sequence[str],
+    model_bytes: Mapping[str, int],
     memory_bytes: int,
     engine_up: bool,
 ) -> str | None:
@@ -170,7 +188,8 @@ def renew_lease(
     values = {
         "id": worker_id,
         "lease_seconds": lease_seconds,
-        "models": list(models),
+        "models": sorted(model_bytes),
+        "model_bytes": json.dumps(dict(model_bytes)),
         "memory_bytes": memory_bytes,
         "engine_up": engine_up,
     }
@@ -178,7 +197,9 @@ def renew_lease(
     return state
 
 
-_MARK_ENGINE_DOWN = text("UPDATE workers SET engine_up = false, models = '{}' WHERE id = :id")
+_MARK_ENGINE_DOWN = text("""
+UPDATE workers SET engine_up = false, models = '{}', model_bytes = '{}', memory_bytes = 0 WHERE id = :id
+""")
 
 
 def mark_engine_down(connection: Connection, worker_id: uuid.UUID) -> None:
@@ -229,7 +250,7 @@ def find_next_expiry(connection: Connection) -> float | None:
 MAX_LOSSES = 20
 """How often a task may be lost with its worker before it counts as the cause."""
 
-_RELEASE = text("""
+_RELEASE = text(f"""
 WITH orphans AS MATERIALIZED (
     SELECT id, worker_id FROM tasks AS held
     WHERE worker_id IS NOT NULL AND finished_at IS NULL
@@ -255,8 +276,9 @@ WITH orphans AS MATERIALIZED (
         LIMIT :batch FOR UPDATE OF held SKIP LOCKED
     ) AS old
     WHERE t.id = old.id
-    RETURNING t.id, t.type, t.agent_id, t.priority, t.status, t.queue_state, t.error_code, t.attempt,
-              old.worker_id, old.status AS old_status, old.started_at, old.attempt AS old_attempt
+    RETURNING t.id, t.type, t.model, t.agent_id, t.priority, t.status, t.queue_state, t.error_code, t.attempt,
+              t.charged, old.worker_id, old.worker_id AS held_by, old.status AS old_status, old.started_at,
+              old.attempt AS old_attempt
 ), lost AS (
     INSERT INTO attempts (task_id, attempt, worker_id, outcome, started_at)
     SELECT id, old_attempt, worker_id, CASE status WHEN 'cancelled' THEN 'cancelled' ELSE 'lost' END, started_at
@@ -266,11 +288,8 @@ WITH orphans AS MATERIALIZED (
         'code', 'lost_too_often', 'retryable', false,
         'message', 'it lost its worker again and again; see the logs of the workers, then retry it')
     FROM released AS r WHERE d.task_id = r.id AND r.status = 'failed'
-), woken AS (
-    INSERT INTO agent_queues AS q (type, agent_id, priority)
-    SELECT DISTINCT type, agent_id, priority FROM released WHERE queue_state = 'ready'
-    ORDER BY type, agent_id, priority
-    ON CONFLICT (type, agent_id, priority) DO UPDATE SET has_ready = true WHERE NOT q.has_ready
+), refunded AS ({refund_charges("released")}
+), woken AS ({wake_queues("released")}
 )
 SELECT id, agent_id, status, attempt, error_code, worker_id FROM released
 """)

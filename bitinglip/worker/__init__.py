@@ -7,6 +7,8 @@
     pools      workers/pools.toml: which kinds, GPUs, slots and memory a pool has
     hardware   the GPUs of this machine
     gather     many threads' statements become one
+    lease      its registration, and its own deadline
+    models     what it learns of models: where they are, what they take, which fail to load
     runtime    one worker's life: register, run, beat, leave
     celery     how the runtime hangs on Celery's signals, and what `revoke` means here
 

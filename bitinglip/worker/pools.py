@@ -34,6 +34,10 @@ class Pool(BaseModel):
         slots: Tasks that one worker runs at once.
         memory_share: Part of each GPU's memory that its engine may hold.
         preload: Models loaded when a worker starts.
+        models: Those that its workers may load; None: all.
+        agents: Those whose tasks its workers do; None: all.
+        speed: How much work one second of these GPUs is, relative to those of the same pool on other nodes.
+        charge: What agents are charged by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +48,10 @@ class Pool(BaseModel):
     slots: int = Field(default=16, ge=1, le=4096)
     memory_share: float = Field(default=0.9, gt=0, le=1)
     preload: list[str] = Field(default_factory=list)
+    models: list[str] | None = None
+    agents: list[str] | None = None
+    speed: float = Field(default=1.0, gt=0, le=1_000)
+    charge: Literal["seconds", "tokens", "tasks"] = "seconds"
 
     @field_validator("kinds")
     @classmethod
@@ -55,15 +63,39 @@ class Pool(BaseModel):
                 raise ValueError(message)
         return kinds
 
+    @field_validator("models", "agents")
+    @classmethod
+    def _check_allowed(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and not names:
+            message = "it allows nobody; name at least one, or leave the key out to allow all"
+            raise ValueError(message)
+        if names is not None and not all(names):
+            message = "it has an empty name; name what is allowed"
+            raise ValueError(message)
+        return names
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _check_indexes(cls, gpus: object) -> object:
+        if gpus == "all":
+            return gpus
+        if not isinstance(gpus, list) or any(type(index) is not int or index < 0 for index in gpus):
+            message = "it must be 'all' or a list of indexes from 0, as nvidia-smi counts them"
+            raise ValueError(message)
+        doubled = sorted({index for index in gpus if gpus.count(index) > 1})
+        if doubled:
+            message = f"it lists GPU {doubled[0]} twice; name each GPU once"
+            raise ValueError(message)
+        return gpus
+
     @model_validator(mode="after")
-    def _check_gpus(self) -> Self:
-        if isinstance(self.gpus, list):
-            doubled = sorted({index for index in self.gpus if self.gpus.count(index) > 1})
-            if doubled:
-                message = f"gpus lists {doubled[0]} twice; name each GPU once"
-                raise ValueError(message)
-            if len(self.gpus) % self.gpus_per_worker:
-                message = f"{len(self.gpus)} gpus cannot be split into workers of {self.gpus_per_worker}"
+    def _check_together(self) -> Self:
+        if isinstance(self.gpus, list) and len(self.gpus) % self.gpus_per_worker:
+            message = f"{len(self.gpus)} gpus cannot be split into workers of {self.gpus_per_worker}"
+            raise ValueError(message)
+        for model in self.preload:
+            if self.models is not None and model not in self.models:
+                message = f"preload names {model!r}, which is not among its models ({', '.join(self.models)})"
                 raise ValueError(message)
         return self
 

@@ -3,8 +3,8 @@
     start ──► beat, at each heartbeat or when woken ──► drain ──► (hand back) ──► stop
                 └ lease lost: stop everything, register anew
 
-Invariant: a worker that cannot renew its lease tells what it runs to stop by its own monotonic clock, before the lease
-can have run out, and hands it back when PostgreSQL answers again. What stops too late is discarded by the fence.
+Invariant: a worker that cannot renew its lease tells what it runs to stop before the lease can have run out (`lease`),
+and hands it back when PostgreSQL answers again. What stops too late is discarded by the fence.
 
 Weakness: a claim or a finish that waits for PostgreSQL holds its slot; nothing else can use it meanwhile.
 """
@@ -12,35 +12,31 @@ Weakness: a claim or a finish that waits for PostgreSQL holds its slot; nothing 
 import math
 import os
 import signal
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 
 import redis
 
 from bitinglip.engine import wire
 from bitinglip.engine.link import EngineLimits, EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
-from bitinglip.lifecycle import lease
 from bitinglip.lifecycle.claim import claim_reserved
 from bitinglip.lifecycle.finish import finish_attempts
-from bitinglip.lifecycle.lease import HeldTask
+from bitinglip.lifecycle.lease import HeldTask, Lease
 from bitinglip.lifecycle.outcome import Outcome, StopReason
-from bitinglip.lifecycle.run import NOT_OURS, RunLimits, RunReport, TaskRunner
-from bitinglip.registry.locate import locate_model
+from bitinglip.lifecycle.run import NOT_OURS, RunLimits, RunningAttempt, RunReport, TaskRunner
 from bitinglip.settings import TaskSettings, WorkerSettings
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
-from bitinglip.store.workers import WorkerRecord
 from bitinglip.streams.wake import WakeListener
 from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import get_logger
 from bitinglip.worker.gather import Gatherer
 from bitinglip.worker.hardware import GpuMemoryWatch
+from bitinglip.worker.lease import WorkerLease
+from bitinglip.worker.models import ModelNotes
 from bitinglip.worker.pools import WorkerSpec
 
 MISSED_SECONDS = 1.0
@@ -90,18 +86,17 @@ class WorkerRuntime:
         self._writer = writer
         self._settings = worker_settings
         self._on_deaf = on_deaf
-        self._id = uuid.uuid4()
         self._woken = threading.Event()
-        self._wakes = WakeListener(wake_client, self._id, self.beat_soon)
+        self._lease = WorkerLease(name, spec, database, worker_settings)
+        self._wakes = WakeListener(wake_client, self._lease.id, self.beat_soon)
+        self._notes = ModelNotes(database, name, writer.announce_changes)
         self._draining = threading.Event()
         self._hand_back_at = math.inf
         self._handing_back = threading.Event()
         self._stop = threading.Event()
         self._rung_at = time.monotonic()
         self._deaf_since: float | None = None
-        self._own_until = math.inf
         self._engine_up = False
-        self._problem: str | None = None
         self._mutex = threading.Lock()
         self._abandoned: set[Doorbell] = set()
         self._link = EngineLink(
@@ -109,21 +104,22 @@ class WorkerRuntime:
             slots=spec.pool.slots,
             memory_bytes=spec.memory_limit_bytes,
             environment={"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in spec.gpus)},
-            preload=_plan_preload(spec),
+            preload=_plan_preload(spec, self._notes),
             limits=EngineLimits(
                 worker_settings.load_seconds, worker_settings.prefill_seconds, worker_settings.step_seconds
             ),
             check_memory=GpuMemoryWatch(spec.gpus).check if spec.gpus else None,
+            on_holding=self._note_holding,
             on_loss=self._report_engine_loss,
             on_out_of_service=self._go_out_of_service,
         )
         self._claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
-            lambda doorbells: claim_reserved(self._database, doorbells, self._id),
+            lambda doorbells: claim_reserved(self._database, doorbells, self._lease.id),
             name="claims",
             linger_seconds=GATHER_SECONDS,
         )
         self._endings: Gatherer[Ending, str | None] = Gatherer(
-            lambda batch: finish_attempts(self._database, batch, self._id),
+            lambda batch: finish_attempts(self._database, batch, self._lease.id),
             name="endings",
             linger_seconds=GATHER_SECONDS,
         )
@@ -132,6 +128,8 @@ class WorkerRuntime:
             self._endings.ask,
             self._link,
             writer,
+            find_folder=self._notes.find_folder,
+            report_load_failure=self._notes.report_load_failure,
             slots=spec.pool.slots,
             limits=RunLimits(
                 attempt_seconds=task_settings.timeout,
@@ -174,7 +172,7 @@ class WorkerRuntime:
         if not self._draining.is_set():
             self._hand_back_at = time.monotonic() + self._settings.drain_seconds
             self._draining.set()
-        self._give_back_reserved()
+        self._lease.give_back_reserved()
 
     def hand_back(self) -> None:
         """Stop what runs and make it ready for other workers, at no cost to it."""
@@ -196,41 +194,14 @@ class WorkerRuntime:
         self._woken.set()
         self._heart.join(timeout=5)
         self._link.close()
-        try:
-            released = lease.leave(self._database, self._id)
-            log.info("worker_left", worker=self._name, released=released)
-        except DatabaseUnreachableError as exc:
-            log.warning("leave_not_recorded", reason=str(exc))
+        self._lease.leave()
         self._wakes.close()
         self._writer.close()
         self._database.close()
 
     def _register(self) -> None:
-        record = WorkerRecord(
-            id=self._id,
-            name=self._name,
-            node=socket.gethostname(),
-            pool=self._spec.pool_name,
-            kinds=self._spec.pool.kinds,
-            slots=self._spec.pool.slots,
-            pid=os.getpid(),
-            version=version("bitinglip"),
-            state="draining" if self._draining.is_set() else "ready",
-            problem=self._problem,
-            gpus=[gpu.to_json() for gpu in self._spec.gpus],
-            models=self._link.holding.models,
-            engine_up=self._engine_up,
-            memory_limit_bytes=self._spec.memory_limit_bytes,
-        )
-        self._wakes.watch(self._id)
-        began = time.monotonic()
-        lease.register_worker(self._database, record, lease_seconds=self._settings.lease_seconds)
-        self._note_renewal(began)
-        log.info("worker_registered", worker=self._name, worker_id=str(self._id), pool=self._spec.pool_name)
-
-    def _note_renewal(self, began: float) -> None:
-        """The lease runs from PostgreSQL's clock at some moment after `began`; stop a heartbeat before it can end."""
-        self._own_until = began + self._settings.lease_seconds - self._settings.heartbeat_seconds
+        self._wakes.watch(self._lease.id)
+        self._lease.register(self._link.holding, engine_up=self._engine_up, is_draining=self._draining.is_set())
 
     def _beat_until_stopped(self) -> None:
         while not self._stop.is_set():
@@ -248,14 +219,7 @@ class WorkerRuntime:
 
     def _beat(self) -> None:
         began = time.monotonic()
-        renewed = lease.renew(
-            self._database,
-            self._id,
-            lease_seconds=self._settings.lease_seconds,
-            models=self._link.holding.models,
-            memory_bytes=self._link.holding.memory_bytes,
-            engine_up=self._engine_up,
-        )
+        renewed = self._lease.renew(self._link.holding, engine_up=self._engine_up)
         running = self._runner.list_running()
         if renewed is None:
             log.warning("lease_lost", worker=self._name, tasks=len(running))
@@ -264,7 +228,17 @@ class WorkerRuntime:
                 self._abandoned.clear()
             self._return_or_leave()
             return
-        self._note_renewal(began)
+        self._obey(renewed, running, began)
+        self._notes.write()
+
+    def _obey(self, renewed: Lease, running: dict[Doorbell, RunningAttempt], began: float) -> None:
+        """Stop what is no longer ours, run what we missed, leave if told to.
+
+        Args:
+            renewed: What PostgreSQL says.
+            running: What ran when it said so.
+            began: When it was asked, on the monotonic clock.
+        """
         ours = {task.doorbell for task in renewed.held}
         for doorbell, attempt in running.items():
             # Claimed after the heartbeat's snapshot: the next one will name it.
@@ -276,7 +250,7 @@ class WorkerRuntime:
         idle = [task for task in renewed.held if task.doorbell not in running]
         given_back = self._release_abandoned(idle, set(running))
         if self._draining.is_set():
-            self._give_back_reserved()
+            self._lease.give_back_reserved()
         elif renewed.draining:
             log.info("drained_from_afar", worker=self._name)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -284,14 +258,11 @@ class WorkerRuntime:
             self._run_missed([task for task in idle if task.doorbell not in given_back], len(running))
 
     def _return_or_leave(self) -> None:
-        """Register anew, unless another worker has the name now: two would take it from each other for ever."""
-        if lease.is_name_taken(self._database, self._name):
-            log.error("name_taken", worker=self._name, remedy="start the other one under a name of its own, with -n")
-            self._stop.set()
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self._lease.begin_anew():
+            self._register()
             return
-        self._id = uuid.uuid4()
-        self._register()
+        self._stop.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _abandon_all(self) -> None:
         for doorbell, attempt in self._runner.list_running().items():
@@ -312,26 +283,22 @@ class WorkerRuntime:
             self._endings.ask(Ending(doorbell.task_id, doorbell.attempt, Outcome.RELEASED, error=error))
         return ours
 
-    def _give_back_reserved(self) -> None:
-        try:
-            lease.drain(self._database, self._id, self._problem)
-        except DatabaseUnreachableError as exc:
-            log.warning("drain_not_recorded", reason=str(exc))
+    def _note_holding(self, holding: wire.Holding) -> None:
+        """The dispatcher places tasks by what is held: it is told at once."""
+        self._notes.note_holding(holding)
+        self.beat_soon()
 
     def _report_engine_loss(self) -> None:
-        """Before the tasks that it held are ready again, and would all come back to this worker, the freest of all."""
         self._engine_up = False
-        try:
-            lease.report_engine_loss(self._database, self._id)
-        except DatabaseUnreachableError as exc:
-            log.warning("engine_loss_not_recorded", reason=str(exc))
+        self._notes.note_engine_loss()
+        self._lease.report_engine_loss()
 
     def _go_out_of_service(self, problem: str) -> None:
         """Its GPU cannot be used: take nothing more, and stay registered so that people see why."""
         log.error("worker_out_of_service", worker=self._name, problem=problem)
-        self._problem = problem
+        self._lease.problem = problem
         self._draining.set()
-        self._give_back_reserved()
+        self._lease.give_back_reserved()
 
     def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
         """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
@@ -359,8 +326,7 @@ class WorkerRuntime:
             if self._engine_up != self._link.is_up:
                 self._engine_up = self._link.is_up
                 self.beat_soon()
-            if now > self._own_until:
-                self._own_until = math.inf
+            if self._lease.has_become_unsure():
                 log.warning("lease_unsure", worker=self._name, tasks=len(self._runner.list_running()))
                 self._abandon_all()
             if now > self._hand_back_at:
@@ -372,11 +338,11 @@ def _name_devices(spec: WorkerSpec) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(len(spec.gpus))) or ("cpu",)
 
 
-def _plan_preload(spec: WorkerSpec) -> tuple[wire.Preload, ...]:
+def _plan_preload(spec: WorkerSpec, notes: ModelNotes) -> tuple[wire.Preload, ...]:
     commands = []
     for model in spec.pool.preload:
         try:
-            commands.append(wire.Preload("text", model, str(locate_model(model).path)))
+            commands.append(wire.Preload("text", model, notes.find_folder(model)))
         except BitingLipError as exc:
             log.warning("preload_failed", model=model, reason=str(exc))
     return tuple(commands)

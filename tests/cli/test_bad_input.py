@@ -172,8 +172,10 @@ def test_a_model_folder_that_cannot_be_used_is_refused(
 
 COMMANDS = [
     ("submit", "text", "hi"),
+    ("submit", "text", "hi", "--quote"),
     ("task", "list"),
     ("task", "show", "01890a5d-ac96-774b-bcce-b302099a8057"),
+    ("task", "explain", "01890a5d-ac96-774b-bcce-b302099a8057"),
     ("task", "cancel", "01890a5d-ac96-774b-bcce-b302099a8057"),
     ("task", "cancel", "--agent", "bot"),
     ("task", "retry", NOBODY),
@@ -187,6 +189,7 @@ COMMANDS = [
     ("worker", "start"),
     ("agent", "list"),
     ("stats",),
+    ("stats", "--calibration"),
     ("db", "upgrade"),
 ]
 

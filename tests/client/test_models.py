@@ -50,9 +50,17 @@ def test_a_model_that_nobody_knows_is_named_with_the_known_ones(client: Client, 
 
 
 def test_a_model_that_only_a_worker_holds_is_taken(client: Client, database: Database) -> None:
-    make_worker(database, models=("held-by-a-worker",))
+    make_worker(database, kinds=("text",), models=("held-by-a-worker",))
 
     handle = client.submit("text", model="held-by-a-worker", prompt="Hello")
+
+    assert handle.status is Status.PENDING
+
+
+def test_a_model_that_a_worker_has_measured_is_taken(client: Client, database: Database) -> None:
+    execute(database, "INSERT INTO models (name, weight_bytes) VALUES ('measured', 5)")
+
+    handle = client.submit("text", model="measured", prompt="Hello")
 
     assert handle.status is Status.PENDING
 

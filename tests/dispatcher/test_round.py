@@ -8,16 +8,17 @@ from itertools import pairwise
 
 from sqlalchemy import text
 
-from bitinglip.dispatcher.round import DEPTH, run_round
+from bitinglip.dispatcher.round import run_round
 from bitinglip.dispatcher.sweep import sweep
 from bitinglip.domain.task import QueueState
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.settings import ServerUrls, TaskSettings
 from bitinglip.store.database import Database
-from bitinglip.store.queues import lock_dispatch, mark_emptied, recheck_emptied, reserve_tasks
+from bitinglip.store.lanes import LaneKey, mark_emptied
+from bitinglip.store.queues import DEPTH, Reservation, lock_dispatch, recheck_emptied, reserve_tasks
 from bitinglip.store.submissions import Limits, insert_tasks
 from tests.conftest import eventually
-from tests.factories import dispatch, execute, finish, make_echo, make_running, make_worker, read, submit
+from tests.factories import dispatch, execute, finish, make_echo, make_running, make_worker, measure, read, submit
 
 
 def test_tasks_of_one_lane_are_granted_in_the_order_they_came(database: Database) -> None:
@@ -44,6 +45,7 @@ def test_agents_take_turns_across_rounds(database: Database) -> None:
         for task in submit(database, *(make_echo(agent=agent) for _ in range(20)))
     }
     worker = make_worker(database, slots=1)
+    measure(database, "first", "second")
     served: list[str] = []
     for _ in range(10):
         granted = dispatch(database)
@@ -57,6 +59,7 @@ def test_agents_take_turns_across_rounds(database: Database) -> None:
 def test_a_weight_counts_across_rounds(database: Database) -> None:
     submit(database, *(make_echo(agent=agent) for agent in ("heavy", "light") for _ in range(30)))
     execute(database, "UPDATE agents SET weight = 3 WHERE id = 'heavy'")
+    measure(database, "heavy", "light")
     make_worker(database, slots=8)
 
     granted = Counter(read(database, task).agent_id for task in dispatch(database))
@@ -111,6 +114,7 @@ def test_each_pool_has_its_own_workers(database: Database) -> None:
 def test_dispatchers_at_once_fill_every_slot_and_over_fill_none(urls: ServerUrls, database: Database) -> None:
     workers = [make_worker(database, f"w{n}", slots=n + 1) for n in range(4)]
     submit(database, *(make_echo(agent=f"agent-{n % 5}") for n in range(200)))
+    measure(database, *(f"agent-{n}" for n in range(5)))
     start = threading.Barrier(6)
 
     def run_dispatcher() -> list[uuid.UUID]:
@@ -139,7 +143,7 @@ def test_a_dispatcher_plans_only_after_another_has_committed(database: Database)
             other = threads.submit(run_round, database)
             eventually(lambda: connection.execute(waiting).all())
             worker = connection.scalar(text("SELECT id FROM workers"))
-            assert reserve_tasks(connection, [(first, worker)])
+            assert reserve_tasks(connection, [Reservation(first, worker, 0.0)])
         granted = [item.head.task_id for item in other.result().reserved]
 
     assert granted == others[: DEPTH - 1]
@@ -158,7 +162,7 @@ def test_a_lane_without_tasks_is_not_read_again(database: Database) -> None:
     submit(database)
     dispatch(database)
 
-    assert execute(database, "SELECT has_ready FROM agent_queues") == [(False,)]
+    assert execute(database, "SELECT has_ready FROM queues") == [(False,)]
 
 
 def test_a_lane_with_more_tasks_than_were_read_stays_in_view(database: Database) -> None:
@@ -166,7 +170,7 @@ def test_a_lane_with_more_tasks_than_were_read_stays_in_view(database: Database)
     submit(database, *(make_echo() for _ in range(10)))
     dispatch(database)
 
-    assert execute(database, "SELECT has_ready FROM agent_queues") == [(True,)]
+    assert execute(database, "SELECT has_ready FROM queues") == [(True,)]
 
 
 def test_a_thousand_cancelled_queues_hide_no_task(database: Database) -> None:
@@ -181,7 +185,7 @@ def test_a_thousand_cancelled_queues_hide_no_task(database: Database) -> None:
 def test_a_task_submitted_while_its_lane_is_emptied_is_found_by_the_sweep(database: Database) -> None:
     make_worker(database)
     submit(database)
-    lane = ("echo", "default", "medium")
+    lane = LaneKey("echo", "", "default", "medium")
     late = make_echo()
     with database.transaction() as submitter:
         # The lane still has its hint, so the submitter leaves it alone and wakes nobody.
@@ -200,9 +204,9 @@ def test_a_lane_is_not_emptied_over_a_task_that_is_there(database: Database) -> 
     submit(database)
 
     with database.transaction() as connection:
-        mark_emptied(connection, [("echo", "default", "medium")])
+        mark_emptied(connection, [LaneKey("echo", "", "default", "medium")])
 
-    assert execute(database, "SELECT has_ready FROM agent_queues") == [(True,)]
+    assert execute(database, "SELECT has_ready FROM queues") == [(True,)]
 
 
 def test_the_sweep_wakes_what_is_due_and_leaves_the_rest(database: Database) -> None:
@@ -214,7 +218,7 @@ def test_the_sweep_wakes_what_is_due_and_leaves_the_rest(database: Database) -> 
             s=seconds,
             id=task,
         )
-    execute(database, "UPDATE agent_queues SET has_ready = false")
+    execute(database, "UPDATE queues SET has_ready = false")
 
     assert sweep(database, lease_seconds=8) == []
     assert read(database, later).queue_state is QueueState.SCHEDULED

@@ -9,7 +9,7 @@ from bitinglip.engine.text.admission import KvBudget
 from bitinglip.engine.text.engine import TextEngine
 from bitinglip.engine.text.loading import LoadedModel
 from bitinglip.engine.text.prefill import Pace, take_group
-from bitinglip.errors import ConfigurationError
+from bitinglip.errors import ModelTooLargeError
 
 Drive = Callable[..., Driver]
 
@@ -70,6 +70,21 @@ def test_a_request_that_can_never_fit_fails_and_names_the_numbers(drive: Drive) 
     assert f"{driver.engine._budget.longest:,}" in failure.message
 
 
+def test_a_request_that_fits_without_the_other_engines_runs_alone(drive: Drive) -> None:
+    driver = drive()
+    weights, logits = sum(driver.engine._weights.values()), 16 * 272 * 4 * 4
+    traits = driver.engine._traits
+    little = weights + logits + 2 * 100 * traits.bytes_per_token
+    config = EngineConfig(model="tiny", folder=None, memory_bytes=little, whole_bytes=10 * little)
+    driver.engine = TextEngine(config, LoadedModel(driver.model, driver.tokenizer, frozenset()))
+    driver.add("short", "hello", max_tokens=30, logprobs=0)
+    driver.add("long", "x" * 200, max_tokens=50, logprobs=0)
+    driver.step(3)
+    assert [row.id for row in driver.engine._live()] == ["short"]
+    driver.run()
+    assert len(driver.made("long")) == 50
+
+
 def test_the_longest_request_is_exactly_what_fits_alone() -> None:
     budget = KvBudget(100_000, 10, 7)
     assert budget.fits([budget.longest], [budget.longest])
@@ -80,7 +95,7 @@ def test_a_model_that_leaves_no_room_is_refused_with_the_numbers(drive: Drive) -
     driver = drive()
     weights = sum(driver.engine._weights.values())
     config = EngineConfig(model="tiny", folder=None, memory_bytes=weights)
-    with pytest.raises(ConfigurationError, match=f"{weights:,} bytes for weights"):
+    with pytest.raises(ModelTooLargeError, match=f"{weights:,} for weights"):
         TextEngine(config, LoadedModel(driver.model, driver.tokenizer, frozenset()))
 
 

@@ -15,7 +15,7 @@ from tests.factories import execute, finish, make_worker
 from tests.lifecycle.observed import check_always, check_nobody_gone_holds, check_step, observe
 
 ERROR = {"code": "echo_error", "message": "it failed"}
-EMPTY = "TRUNCATE tasks, workers, agents, agent_queues, agent_shares, pools CASCADE"
+EMPTY = "TRUNCATE tasks, workers, agents, queues, lanes, agent_shares, pools, settlements, costs, agent_usage CASCADE"
 
 
 class Everybody(RuleBasedStateMachine):
@@ -89,18 +89,19 @@ class Everybody(RuleBasedStateMachine):
 
     def claim(self, bell: Doorbell, worker: UUID) -> None:
         task = self.seen.tasks.get(bell.task_id)
-        due = (
+        ours = (
             task is not None
             and (task.attempt, task.worker_id, task.cancel_requested_at) == (bell.attempt, worker, None)
             and task.place in {"reserved", "in_progress"}
         )
+        yields = ours and self.seen.workers[worker].yields and task.place == "reserved" and task.priority != "critical"
         claimed = claim_reserved(self.database, [bell], worker)[0]
 
-        assert (claimed is not None) == due
+        assert (claimed is not None) == (ours and not yields)
         if claimed:
             assert (claimed.task_id, claimed.attempt) == (bell.task_id, bell.attempt)
             assert self.claimed_by.setdefault(bell, worker) == worker, "two workers run one attempt"
-        self.done("claim" if claimed else "nothing")
+        self.done("claim" if claimed else "give_way" if yields else "nothing")
 
     def end(self, bell: Doorbell, worker: UUID, outcome: str, *, suspect: bool) -> None:
         task: Any = self.seen.tasks.get(bell.task_id)

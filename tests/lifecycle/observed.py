@@ -11,8 +11,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from bitinglip.dispatcher.round import DEPTH
+from bitinglip.store.consistency import RULES
 from bitinglip.store.database import Database
+from bitinglip.store.queues import DEPTH
 
 WAITING = ("ready", "reserved", "scheduled", "blocked")
 
@@ -35,6 +36,7 @@ LEGAL: Mapping[str, Mapping[tuple[str | None, str | None], Price]] = {
     "submit": {(None, place): FREE for place in ("ready", "scheduled", "blocked")},
     "dispatch": {("ready", "reserved"): FREE},
     "claim": {("reserved", "in_progress"): FREE},
+    "give_way": {("reserved", "ready"): FREE},
     "take": {("ready", "in_progress"): FREE},
     "finish": {
         ("in_progress", "completed"): FREE,
@@ -57,15 +59,23 @@ LEGAL: Mapping[str, Mapping[tuple[str | None, str | None], Price]] = {
 
 _TASKS = """
 SELECT t.id, coalesce(t.queue_state::text, t.status::text) AS place, t.attempt, t.failures, t.max_attempts, t.type,
-       t.agent_id, t.priority, t.idempotency_key, t.worker_id, t.has_children, t.suspect, t.cancel_requested_at,
+       t.model, t.agent_id, t.priority, t.idempotency_key, t.worker_id, t.has_children, t.suspect, t.cancel_requested_at,
        t.started_at, t.finished_at, t.error_code, d.error ->> 'code' AS error, d.result
 FROM tasks AS t LEFT JOIN task_details AS d ON d.task_id = t.id ORDER BY t.seq
 """
 _ATTEMPTS = "SELECT task_id, attempt, worker_id, outcome FROM attempts ORDER BY task_id, attempt"
 _WORKERS = (
-    "SELECT id, name, state, slots, kinds, pid, lease_expires_at > now() AS alive FROM workers ORDER BY started_at"
+    "SELECT id, name, state, slots, kinds, pid, yields, lease_expires_at > now() AS alive"
+    " FROM workers ORDER BY started_at"
 )
-_LANES = "SELECT type, agent_id, priority FROM agent_queues WHERE has_ready"
+_LANES = "SELECT type, model, agent_id, priority FROM queues WHERE has_ready"
+_CHARGES = ("in_flight", "lane_missing", "lane_left_over", "lane_time")
+"""Rules that only hold if whatever takes a task from its worker settles its charge, exactly once."""
+_DRIFT = " UNION ALL ".join(
+    f"SELECT '{rule.code}' AS code, example FROM ({rule.find}) AS {rule.code}"
+    for rule in RULES
+    if rule.code in _CHARGES
+)
 _DEPENDENCIES = "SELECT child_id, parent_id FROM dependencies ORDER BY child_id, parent_id"
 
 
@@ -77,13 +87,15 @@ class Observed:
         tasks: By id, oldest first.
         ended: The attempts that have ended, by task and number: worker and outcome.
         lanes: Where a round looks.
+        drift: What is counted, and is not so.
     """
 
     tasks: dict[UUID, Any]
     ended: dict[UUID, dict[int, tuple[UUID, str]]]
     workers: dict[UUID, Any]
-    lanes: set[tuple[str, str, str]]
+    lanes: set[tuple[str, str, str, str]]
     parents: dict[UUID, list[UUID]]
+    drift: list[Any]
 
     def held(self, worker_id: UUID) -> list[Any]:
         """Tasks that are reserved for or run by a worker."""
@@ -106,6 +118,7 @@ def observe(database: Database) -> Observed:
             {row.id: row for row in connection.execute(text(_WORKERS))},
             {tuple(row) for row in connection.execute(text(_LANES))},
             parents,
+            connection.execute(text(_DRIFT)).all(),
         )
 
 
@@ -129,11 +142,12 @@ def check_step(before: Observed, after: Observed, action: str) -> None:
 
 def check_always(now: Observed) -> None:
     """What holds at every moment."""
+    assert not now.drift
     for task in now.tasks.values():
         _check_attempts(now, task)
         _check_parents(now, task)
         if task.place == "ready":
-            lane = (task.type, task.agent_id, task.priority)
+            lane = (task.type, task.model or "", task.agent_id, task.priority)
             assert lane in now.lanes, f"no round would find {task}"
         if task.place == "failed":
             assert task.error == task.error_code, f"does not say why it failed: {task}"

@@ -20,7 +20,8 @@ from bitinglip.lifecycle.lease import drain
 from bitinglip.lifecycle.rescue import free_tasks
 from bitinglip.lifecycle.waiting import wake_due
 from bitinglip.store.database import Database
-from bitinglip.store.queues import mark_emptied, recheck_emptied, reserve_tasks
+from bitinglip.store.lanes import LaneKey, list_new_lanes, mark_emptied
+from bitinglip.store.queues import Reservation, recheck_emptied, reserve_tasks
 from bitinglip.store.tasks import Doorbell, Ending
 from tests.conftest import eventually
 from tests.factories import execute, make_echo, make_worker, submit
@@ -36,7 +37,7 @@ SCHEDULED = "UPDATE tasks SET queue_state = 'scheduled', not_before = now()"
 BLOCKED = "UPDATE tasks SET queue_state = 'blocked'"
 FAILED = "UPDATE tasks SET status = 'failed', queue_state = NULL, error_code = 'x', finished_at = now()"
 
-LANES = "agent_queues", "type, agent_id, priority"
+QUEUES = "queues", "type, model, agent_id, priority"
 TASKS = "tasks", "id"
 
 
@@ -51,10 +52,10 @@ class Case:
         submit(database, *self.requests)
         for request in self.requests:
             # The rows of a table stand in the order in which they were written.
-            execute(database, "UPDATE agent_queues SET type = type WHERE agent_id = :agent", agent=request.agent_id)
+            execute(database, "UPDATE queues SET type = type WHERE agent_id = :agent", agent=request.agent_id)
         self.tasks = [request.id for request in self.requests]
         self.bells = [Doorbell(task, 1) for task in self.tasks]
-        self.lanes = [("echo", request.agent_id, "medium") for request in self.requests]
+        self.queues = [LaneKey("echo", "", request.agent_id, "medium") for request in self.requests]
 
     def make_again(self) -> list[TaskRequest]:
         return [make_echo(agent=request.agent_id) for request in self.requests]
@@ -72,20 +73,21 @@ class Case:
         return free_tasks(self.database)
 
     def reserve(self) -> None:
-        self.do(lambda connection: reserve_tasks(connection, [(task, self.worker) for task in self.tasks]))
+        self.do(
+            lambda connection: reserve_tasks(connection, [Reservation(task, self.worker, 1) for task in self.tasks])
+        )
 
 
 @pytest.mark.parametrize(
     ("rows", "place", "write"),
     [
-        pytest.param(LANES, None, lambda case: submit(case.database, *case.make_again()), id="submit"),
-        pytest.param(LANES, SCHEDULED, lambda case: wake_due(case.database), id="wake"),
-        pytest.param(LANES, RESERVED, lambda case: drain(case.database, case.worker), id="drain"),
-        pytest.param(LANES, RUNNING, Case.lose, id="rescue"),
-        pytest.param(LANES, RUNNING, lambda case: case.end("released"), id="release"),
-        pytest.param(LANES, FAILED, lambda case: edit.retry(case.database, case.tasks), id="retry"),
-        pytest.param(LANES, BLOCKED, lambda case: case.do(lambda one: mark_emptied(one, case.lanes)), id="empty"),
-        pytest.param(LANES, None, lambda case: case.do(recheck_emptied), id="recheck"),
+        pytest.param(QUEUES, None, lambda case: submit(case.database, *case.make_again()), id="submit"),
+        pytest.param(QUEUES, SCHEDULED, lambda case: wake_due(case.database), id="wake"),
+        pytest.param(QUEUES, RESERVED, lambda case: drain(case.database, case.worker), id="drain"),
+        pytest.param(QUEUES, RUNNING, Case.lose, id="rescue"),
+        pytest.param(QUEUES, RUNNING, lambda case: case.end("released"), id="release"),
+        pytest.param(QUEUES, FAILED, lambda case: edit.retry(case.database, case.tasks), id="retry"),
+        pytest.param(QUEUES, None, lambda case: case.do(recheck_emptied), id="recheck"),
         pytest.param(TASKS, None, Case.reserve, id="reserve"),
         pytest.param(TASKS, RESERVED, lambda case: claim_reserved(case.database, case.bells, case.worker), id="claim"),
         pytest.param(TASKS, RUNNING, lambda case: case.end("completed"), id="finish"),
@@ -102,9 +104,8 @@ def test_rows_are_locked_in_one_order(
     if place:
         values: dict[str, uuid.UUID] = {"worker": case.worker} if ":worker" in place else {}
         execute(database, place, **values)
-    if rows is LANES:
-        # `empty` takes the hint away, all others give it.
-        execute(database, "UPDATE agent_queues SET has_ready = :has, emptied_at = now()", has=place == BLOCKED)
+    if rows is QUEUES:
+        execute(database, "UPDATE queues SET has_ready = false, emptied_at = now()")
 
     with ThreadPoolExecutor(1) as threads:
         with database.transaction() as first:
@@ -114,3 +115,21 @@ def test_rows_are_locked_in_one_order(
             free = execute(database, f"SELECT FROM {table} FOR NO KEY UPDATE SKIP LOCKED")
             assert len(free) == COUNT - 1
         writing.result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda case, one: mark_emptied(one, case.queues), id="empty"),
+        pytest.param(lambda case, one: list_new_lanes(one, [], ["echo"]), id="list"),
+    ],
+)
+def test_a_dispatcher_waits_for_no_queue(database: Database, write: Callable[[Case, Connection], object]) -> None:
+    case = Case(database)
+    execute(database, BLOCKED)
+    with database.transaction() as first:
+        first.execute(text("SELECT FROM queues WHERE agent_id = 'agent-03' FOR NO KEY UPDATE"))
+        case.do(lambda connection: write(case, connection))
+
+    changed = "SELECT count(*) FROM queues WHERE listed OR NOT has_ready"
+    assert execute(database, changed) == [(COUNT - 1,)]

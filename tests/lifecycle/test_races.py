@@ -51,7 +51,7 @@ from bitinglip.lifecycle.rescue import report_death, rescue
 from bitinglip.lifecycle.waiting import settle
 from bitinglip.store import records
 from bitinglip.store.database import Database
-from bitinglip.store.queues import reserve_tasks
+from bitinglip.store.queues import Reservation, reserve_tasks
 from bitinglip.store.tasks import Change, ClaimedTask, Doorbell, cancel_tasks, claim_tasks
 from bitinglip.store.workers import MAX_LOSSES, expire_workers, release_tasks
 from tests.conftest import eventually
@@ -116,7 +116,7 @@ class Ringer:
 @contextmanager
 def open_dispatcher(database: Database, *, lease_seconds: float = 60) -> Iterator[tuple[Dispatcher, Ringer]]:
     ringer = Ringer(database)
-    dispatcher = Dispatcher(database, ringer, lambda _: None, lease_seconds=lease_seconds)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(database, ringer, lambda _: None, lease_seconds=lease_seconds, swap_seconds=10)  # type: ignore[arg-type]
     yield dispatcher, ringer
     dispatcher.stop()
     dispatcher._listener._ear.close()
@@ -188,7 +188,7 @@ def test_a_claim_that_waits_for_the_rescuer_gets_nothing(database: Database, thr
 
     def give_to_the_heir(connection: Connection) -> None:
         release_tasks(connection)
-        assert reserve_tasks(connection, [(doorbell.task_id, heir)])
+        assert reserve_tasks(connection, [Reservation(doorbell.task_id, heir, 0.0)])
 
     with held_open(database, give_to_the_heir):
         claim = threads.submit(claim_reserved, database, [doorbell], late)

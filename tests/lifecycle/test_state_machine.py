@@ -187,7 +187,7 @@ class Machine(Everybody):
 
     def renew(self, data: st.DataObject) -> None:
         worker = self.draw_worker(data)
-        renewed = lease.renew(self.database, worker, lease_seconds=60, models=(), memory_bytes=0)
+        renewed = lease.renew(self.database, worker, lease_seconds=60)
 
         assert (renewed is None) == (self.seen.workers[worker].state == "gone")
         if renewed:

@@ -38,6 +38,15 @@ OTHERS = {
 WORKERS = {
     "workers_state_known": "state = 'asleep'",
     "workers_slots_bounded": "slots = 0",
+    "workers_speed_positive": "speed = 0",
+    "workers_charge_known": "charge = 'beauty'",
+}
+AGENTS = {
+    "agents_weight_bounded": "weight = 0",
+    "agents_id_length": "id = ''",
+    "agents_max_running_bounded": "max_running = 0",
+    "agents_daily_seconds_positive": "daily_seconds = 0",
+    "agents_daily_tokens_positive": "daily_tokens = -1",
 }
 
 
@@ -73,13 +82,7 @@ def test_a_worker_that_makes_no_sense_is_refused(database: Database, constraint:
         execute(database, f"UPDATE workers SET {change}")
 
 
-@pytest.mark.parametrize(
-    ("constraint", "change"),
-    {
-        "agents_weight_bounded": "weight = 0",
-        "agents_id_length": "id = ''",
-    }.items(),
-)
+@pytest.mark.parametrize(("constraint", "change"), AGENTS.items())
 def test_an_agent_that_makes_no_sense_is_refused(database: Database, constraint: str, change: str) -> None:
     submit(database)
 
@@ -140,6 +143,5 @@ def test_what_makes_no_sense_is_refused(database: Database, name: str) -> None:
 def test_every_constraint_is_tried_here(database: Database) -> None:
     known = {name for (name,) in execute(database, "SELECT conname FROM pg_constraint WHERE contype = 'c'")}
 
-    others = {"agents_weight_bounded", "agents_id_length", "attempts_outcome_known", *OTHERS}
-    tried = {*TASKS, *DETAILS, *WORKERS, *others}
+    tried = {*TASKS, *DETAILS, *WORKERS, *AGENTS, *OTHERS, "attempts_outcome_known"}
     assert {name for name in known if not name.startswith(("cardinal_number", "yes_or_no"))} == tried

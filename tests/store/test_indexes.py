@@ -1,21 +1,20 @@
 """Every list that people ask for and every question of the hot path is answered from an index, at 200,000 tasks."""
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 
 from bitinglip.settings import ServerUrls
-from bitinglip.store import queries, queues, waiting, workers
+from bitinglip.store import lanes, queries, queues, waiting, workers
 from bitinglip.store.database import Database
 from bitinglip.store.submissions import Limits, insert_tasks
 from bitinglip.store.tasks import Doorbell, claim_tasks
 from tests.conftest import own_urls
 from tests.factories import execute, make_echo, make_worker
+from tests.store.explained import count_read, explain
 
 TASKS = 200_000
 MANY = TASKS // 40
@@ -46,7 +45,7 @@ FILL = (
     SELECT id, 'echo', '{}', CASE WHEN seq % 1000 = 0 THEN jsonb_build_object('run', seq / 1000) ELSE '{}' END
     FROM tasks
     """,
-    "INSERT INTO agent_queues (type, agent_id, priority) SELECT DISTINCT type, agent_id, priority FROM tasks",
+    "INSERT INTO queues (type, model, agent_id, priority) SELECT DISTINCT type, coalesce(model, ''), agent_id, priority FROM tasks",
     "INSERT INTO agents (id) SELECT DISTINCT agent_id FROM tasks",
 )
 
@@ -66,48 +65,12 @@ def full(servers: ServerUrls) -> Iterator[Database]:
         database.close()
 
 
-class UndoneError(Exception):
-    """Ends a transaction without keeping anything."""
-
-
-def explain(database: Database, ask: Callable[[Connection], Any]) -> list[dict[str, Any]]:
-    """Every node of the plans of the statements that `ask` runs, measured; nothing it does is kept."""
-    nodes: list[dict[str, Any]] = []
-
-    def measure(_: Any, cursor: Any, statement: str, values: Any, *__: Any) -> None:
-        if statement.startswith(("PREPARE", "EXPLAIN", "SET", "ROLLBACK")):
-            return
-        cursor.execute("SAVEPOINT before")
-        # A statement may come after the one that locks.
-        asked = statement[statement.rfind("; EXECUTE ") + 2 :] if "; EXECUTE " in statement else statement
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked}", values)
-        plan = cursor.fetchone()[0]
-        cursor.execute("ROLLBACK TO before")
-        nodes.extend(walk((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
-
-    with suppress(UndoneError), database.transaction() as connection:
-        event.listen(connection, "before_cursor_execute", measure)
-        ask(connection)
-        event.remove(connection, "before_cursor_execute", measure)
-        raise UndoneError
-    assert nodes
-    return nodes
-
-
-def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node.get("Plans", ()):
-        yield from walk(child)
-
-
 def check_uses_indexes(nodes: list[dict[str, Any]], *, most_rows: int = MANY) -> None:
     """No table scan of tasks, and no index walked from end to end."""
     for node in nodes:
         if node.get("Relation Name") in {"tasks", "task_details"}:
             assert node["Node Type"] != "Seq Scan", node
-            looked_at = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-            looked_at += node.get("Rows Removed by Index Recheck", 0)
-            assert looked_at * node["Actual Loops"] <= most_rows, node
+            assert count_read(node) <= most_rows, node
 
 
 NOW = datetime.now(UTC)
@@ -163,9 +126,9 @@ def test_one_task_is_found_by_its_id(full: Database) -> None:
 
 
 def test_the_heads_of_the_lanes_are_read_from_the_ready_index(full: Database) -> None:
-    lanes = [("echo", f"agent-{n}", "medium") for n in range(20)]
+    keys = [lanes.LaneKey("echo", "demo", f"agent-{n}", "medium") for n in range(20)]
 
-    nodes = explain(full, lambda connection: queues.list_heads(connection, lanes, 8))
+    nodes = explain(full, lambda connection: queues.list_heads(connection, keys, 8))
 
     check_uses_indexes(nodes, most_rows=200)
     assert "tasks_ready" in {node.get("Index Name") for node in nodes}
@@ -198,9 +161,9 @@ def test_a_submission_reads_indexes(full: Database) -> None:
 
 
 def test_emptying_lanes_reads_the_ready_index(full: Database) -> None:
-    lanes = [("echo", f"agent-{n}", "medium") for n in range(20)]
+    keys = [lanes.LaneKey("echo", "demo", f"agent-{n}", "medium") for n in range(20)]
 
-    check_uses_indexes(explain(full, lambda connection: queues.mark_emptied(connection, lanes)), most_rows=200)
+    check_uses_indexes(explain(full, lambda connection: lanes.mark_emptied(connection, keys)), most_rows=200)
 
 
 def test_a_prepared_plan_is_as_good_as_a_fresh_one(full: Database) -> None:

@@ -59,7 +59,7 @@ def test_the_migrations_make_the_tables_that_the_code_describes(database: Databa
     check(database)
 
 
-def test_the_migrations_make_the_constraints_and_indexes_that_the_code_describes(
+def test_the_migrations_make_the_constraints_indexes_and_storage_that_the_code_describes(
     empty: Database, database: Database
 ) -> None:
     from bitinglip.store.tables import metadata
@@ -76,7 +76,13 @@ def test_the_migrations_make_the_constraints_and_indexes_that_the_code_describes
         WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2
     """
 
+    storage = """
+        SELECT relname, array(SELECT unnest(reloptions) ORDER BY 1) FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND reloptions IS NOT NULL ORDER BY 1
+    """
+
     assert execute(empty, describe) == execute(database, describe)
+    assert execute(empty, storage) == execute(database, storage)
     assert execute(empty, defaults) == execute(database, defaults)
 
 

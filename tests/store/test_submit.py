@@ -78,7 +78,7 @@ def test_a_bad_row_records_nothing_of_its_batch(database: Database) -> None:
     with pytest.raises(IntegrityError):
         submit(database, make_echo(), bad, make_echo())
 
-    for table in ("tasks", "task_details", "agents", "agent_queues"):
+    for table in ("tasks", "task_details", "agents", "queues"):
         assert execute(database, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
@@ -99,7 +99,7 @@ def test_agents_and_their_queues_appear_with_their_first_task(database: Database
     )
 
     assert execute(database, "SELECT id, weight FROM agents ORDER BY id") == [("a", 1), ("b", 1)]
-    assert execute(database, "SELECT agent_id, priority::text, has_ready FROM agent_queues ORDER BY 1, 2") == [
+    assert execute(database, "SELECT agent_id, priority::text, has_ready FROM queues ORDER BY 1, 2") == [
         ("a", "medium", True),
         ("b", "low", True),
         ("b", "medium", True),
@@ -143,7 +143,9 @@ def test_many_threads_for_one_agent_lose_nothing(urls: ServerUrls, database: Dat
 
 AGENTS = [f"agent-{n:02}" for n in range(40)]
 ADD_AGENTS = "INSERT INTO agents (id) SELECT unnest(CAST(:agents AS text[]))"
-ADD_QUEUES = "INSERT INTO agent_queues (type, agent_id, priority) SELECT 'echo', unnest(CAST(:agents AS text[])), 'low'"
+ADD_QUEUES = (
+    "INSERT INTO queues (type, model, agent_id, priority) SELECT 'echo', '', unnest(CAST(:agents AS text[])), 'low'"
+)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from bitinglip.client import Client, Handle
 from bitinglip.domain.task import Status
-from bitinglip.engine.base import EngineLost
-from bitinglip.lifecycle.outcome import StopReason, decide_ending
+from bitinglip.engine.base import EngineLost, Failed
+from bitinglip.lifecycle.outcome import StopReason, decide_ending, find_load_failure
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import ClaimedTask, Ending
 from tests.conftest import System, eventually
@@ -41,6 +41,42 @@ def test_only_a_suspect_that_was_alone_is_quarantined(suspect: bool, companions:
         assert "segmentation fault" in ending.error["message"]
     else:
         assert (ending.outcome, ending.suspect) == ("released", suspect or not blameless)
+
+
+LOST_LOADING = EngineLost("id", "exit status 9", companions=2, blameless=True, loading="m")
+NOT_LOADED = Failed("id", "model_load_failed", "no such kernel", retryable=True)
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+@pytest.mark.parametrize("ended", [LOST_LOADING, NOT_LOADED])
+def test_a_model_that_cannot_be_loaded_is_not_the_tasks_failure(ended: EngineLost | Failed, suspect: bool) -> None:
+    task = make_claimed(model="m", suspect=suspect, failures=3)
+
+    ending = decide_ending(task, ended, stop=None, attempt_seconds=300, base_retry_seconds=2)
+
+    assert (ending.outcome, ending.suspect, ending.usage) == ("released", False, None)
+    assert ending.error is not None
+    assert ending.error["code"] == "model_load_failed"
+    assert find_load_failure(task, ended) is not None
+
+
+@pytest.mark.parametrize("ended", [LOST_LOADING, NOT_LOADED])
+def test_a_model_that_is_given_up_fails_its_tasks(ended: EngineLost | Failed) -> None:
+    ending = decide_ending(
+        make_claimed(model="m"), ended, stop=None, attempt_seconds=300, base_retry_seconds=2, given_up="two workers"
+    )
+
+    error = {"code": "model_load_failed", "message": "two workers", "retryable": False}
+    assert (ending.outcome, ending.error) == ("failed", error)
+
+
+def test_the_neighbours_of_a_load_that_ended_the_engine_are_free_of_suspicion() -> None:
+    task = make_claimed(model="other")
+
+    assert find_load_failure(task, LOST_LOADING) is None
+    ending = decide(task, LOST_LOADING)
+    assert ending.error is not None
+    assert (ending.outcome, ending.suspect, ending.error["code"]) == ("released", False, "engine_lost")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,16 @@ def test_a_plain_celery_worker_prints_which_configuration_it_read(processes: Sys
     assert (name.partition("@")[0], pool, slots, kinds) == ("worker", "default", 8, ["echo"])
 
 
+def test_a_worker_says_what_its_pool_allows_and_how_it_counts(processes: System, database: Database) -> None:
+    policy = "models = ['demo']\nagents = ['a', 'b']\nspeed = 2.5\ncharge = 'tokens'\n"
+    processes.start_worker("strict", pools=ECHO + policy)
+    processes.start_worker("plain", pools=ECHO)
+    wait_for_workers(database, 2)
+
+    rows = execute(database, "SELECT allowed_models, allowed_agents, speed, charge FROM workers ORDER BY name DESC")
+    assert [tuple(row) for row in rows] == [(["demo"], ["a", "b"], 2.5, "tokens"), (None, None, 1.0, "seconds")]
+
+
 def test_another_configuration_can_be_named(processes: System, database: Database, tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     config.write_text((REPOSITORY / "celeryconfig.py").read_text() + "\nworker_proc_alive_timeout = 33\n")
@@ -72,6 +82,21 @@ def test_the_shipped_configuration_keeps_the_decisions(urls: ServerUrls) -> None
         ("[pools.default]\nkinds = []\n", "kinds"),
         ("[pools.default]\nkinds = ['telepathy']\n", "'telepathy' is no kind of task; choose from"),
         (ECHO.replace("2", "0"), "slots is 0"),
+        (ECHO.replace("2", "-1"), "slots is -1: input should be greater than or equal to 1"),
+        (ECHO + "speed = 0\n", "speed is 0: input should be greater than 0"),
+        (ECHO + "speed = -2.5\n", "speed is -2.5: input should be greater than 0"),
+        (ECHO + "speed = nan\n", "speed is nan: input should be less than or equal to 1000"),
+        (ECHO + "speed = inf\n", "speed is inf: input should be less than or equal to 1000"),
+        (ECHO + "charge = 'euros'\n", "charge is 'euros': input should be 'seconds', 'tokens' or 'tasks'"),
+        (ECHO + "models = []\n", "models is []: it allows nobody; name at least one, or leave the key out"),
+        (ECHO + "agents = []\n", "agents is []: it allows nobody; name at least one, or leave the key out"),
+        (ECHO + "agents = ['a', '']\n", "agents is ['a', '']: it has an empty name"),
+        (ECHO + "agents = 'a'\n", "agents is 'a': input should be a valid list"),
+        (ECHO + "models = ['m']\npreload = ['demo']\n", "preload names 'demo', which is not among its models (m)"),
+        (ECHO.replace("gpus = []", "gpus = [1, 0, 1]"), "gpus is [1, 0, 1]: it lists GPU 1 twice; name each GPU once"),
+        (ECHO.replace("gpus = []", "gpus = [-1]"), "gpus is [-1]: it must be 'all' or a list of indexes from 0"),
+        (ECHO.replace("gpus = []", "gpus = [true]"), "gpus is [True]: it must be 'all' or a list of indexes from 0"),
+        (ECHO.replace("gpus = []", "gpus = 'some'"), "gpus is 'some': it must be 'all' or a list of indexes from 0"),
         ("[pools", "it must be TOML"),
         ("", "pools"),
         ("[pools]\n", "pools"),

@@ -99,7 +99,7 @@ def test_a_payload_that_no_engine_understands_fails_alone(system: System, client
         ) INSERT INTO task_details (task_id, title, payload) SELECT id, 'odd', '{"nonsense": 1}' FROM odd
         """,
     )
-    execute(database, "UPDATE agent_queues SET has_ready = true")
+    execute(database, "UPDATE queues SET has_ready = true")
     task_id = execute(database, "SELECT task_id FROM task_details WHERE title = 'odd'")[0][0]
 
     eventually(lambda: client.get(task_id).status is Status.FAILED)

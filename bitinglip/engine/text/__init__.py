@@ -38,6 +38,7 @@ def load(config: EngineConfig) -> TextEngine:
 
     Raises:
         InvalidModelError: If the folder cannot be used, or the model's rows cannot decode together.
-        ConfigurationError: If the model does not fit its budget, or the dtype is unknown.
+        ModelTooLargeError: If the model does not fit its budget.
+        ConfigurationError: If the dtype is unknown.
     """
     return TextEngine(config, load_model(config))

@@ -7,10 +7,16 @@ Invariant: reserved bytes never exceed the budget, so that running out of memory
 fragmentation), not the way to find the limit.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
+
+from bitinglip.engine.base import EngineConfig
 from bitinglip.engine.text.batch import columns_for
+from bitinglip.engine.text.forward import Traits
+from bitinglip.engine.text.memory import count_others_bytes, plan_kv_bytes
 
 CALM_STEPS = 64
 
@@ -23,11 +29,13 @@ class KvBudget:
         total_bytes: On the device that holds most.
         bytes_per_token: Of one token of one row.
         bytes_per_row: States of one row.
+        others_bytes: What other engines held when this one was loaded.
     """
 
     total_bytes: int
     bytes_per_token: int
     bytes_per_row: int
+    others_bytes: int = 0
 
     def fits(self, totals: Sequence[int], prefilling: Sequence[int] = ()) -> bool:
         """Whether rows of these whole lengths fit together, some of them with a prefill's own copy.
@@ -45,15 +53,26 @@ class KvBudget:
 
     @property
     def longest(self) -> int:
-        """The longest request that fits alone, prefill included."""
-        low, high = 0, self.total_bytes
+        """The longest request that fits alone, prefill included; without the other engines, which may leave."""
+        whole = replace(self, total_bytes=self.total_bytes + self.others_bytes)
+        low, high = 0, whole.total_bytes
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.fits([middle], [middle]) else (low, middle - 1)
+            low, high = (middle, high) if whole.fits([middle], [middle]) else (low, middle - 1)
         return low
 
     def _bytes_for(self, rows: int, columns: int) -> int:
         return rows * (columns * self.bytes_per_token + self.bytes_per_row)
+
+
+def plan_budget(config: EngineConfig, weights: Counter[torch.device], traits: Traits) -> KvBudget:
+    """What an engine may hold besides its weights.
+
+    Raises:
+        ModelTooLargeError: If nothing is left.
+    """
+    kv_bytes = plan_kv_bytes(config, weights, traits.vocabulary)
+    return KvBudget(kv_bytes, traits.bytes_per_token, traits.bytes_per_row, count_others_bytes(config))
 
 
 class RowLimit:

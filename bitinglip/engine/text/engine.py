@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest
-from bitinglip.engine.text.admission import KvBudget, RowLimit
+from bitinglip.engine.text.admission import RowLimit, plan_budget
 from bitinglip.engine.text.batch import RowBatch, columns_for
 from bitinglip.engine.text.forward import CausalModel, measure_traits
 from bitinglip.engine.text.intake import Intake
 from bitinglip.engine.text.loading import LoadedModel
-from bitinglip.engine.text.memory import count_bytes, count_weights, free_memory, is_out_of_memory, plan_kv_bytes
+from bitinglip.engine.text.memory import count_bytes, count_weights, free_memory, is_out_of_memory
 from bitinglip.engine.text.prefill import WHOLE_TOKENS, Pace, Prefill, take_group
 from bitinglip.engine.text.request import RequestReader
 from bitinglip.engine.text.row import Row
@@ -50,8 +50,7 @@ class TextEngine:
         self._model = CausalModel(loaded.model)
         self._traits = traits = measure_traits(self._model)
         self._weights = count_weights(loaded.model)
-        kv_bytes = plan_kv_bytes(config, self._weights, traits.vocabulary)
-        self._budget = KvBudget(kv_bytes, traits.bytes_per_token, traits.bytes_per_row)
+        self._budget = plan_budget(config, self._weights, traits)
         self._limit = RowLimit(config.max_rows)
         known = self._model.embedding.shape[0]
         self._reader = RequestReader(loaded.tokenizer, known, self._model.context, self._budget.longest)

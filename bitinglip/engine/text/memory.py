@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitinglip.engine.base import EngineConfig
-from bitinglip.errors import ConfigurationError
+from bitinglip.errors import ModelTooLargeError
 
 LOGIT_COPIES = 4
 SHARE_OF_FREE = {"cpu": 0.5, "cuda": 0.85}
@@ -51,18 +51,24 @@ def plan_kv_bytes(config: EngineConfig, weights: Counter[torch.device], vocabula
         vocabulary: Width of the logits, which need working space.
 
     Raises:
-        ConfigurationError: If nothing is left.
+        ModelTooLargeError: If nothing is left.
     """
     logits = config.max_rows * vocabulary * 4 * LOGIT_COPIES
     if config.memory_bytes is None:
         return min(int(SHARE_OF_FREE[device.type] * free_bytes(device)) for device in weights) - logits
     left = config.memory_bytes - max(weights.values()) - logits
     if left <= 0:
-        raise ConfigurationError(
-            f"model {config.model!r} needs {max(weights.values()):,} bytes for weights and {logits:,} for logits, "
-            f"of a budget of {config.memory_bytes:,}; give the pool a larger memory share, or choose a smaller model"
-        )
+        parts = f" ({max(weights.values()):,} for weights, {logits:,} for logits)"
+        needed = max(weights.values()) + logits + 1
+        raise ModelTooLargeError(config.model, needed_bytes=needed, budget_bytes=config.memory_bytes, parts=parts)
     return left
+
+
+def count_others_bytes(config: EngineConfig) -> int:
+    """Bytes of each device that other engines of the process held when this one was loaded."""
+    if config.memory_bytes is None or config.whole_bytes is None:
+        return 0
+    return max(0, config.whole_bytes - config.memory_bytes)
 
 
 def free_bytes(device: torch.device) -> int:
