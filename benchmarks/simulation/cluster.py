@@ -198,6 +198,8 @@ class Cluster:
             sizes={lane.model: 1 for lane in offered if lane.model},
             grants=self.record.grants,
             swap_seconds=self._scenario.swap_seconds,
+            # Twice what an agent alone on a worker gets while another waits for its model.
+            copy_lag=2 * self._scenario.swap_seconds * max(gpu.slots for gpu in self._scenario.gpus),
         )
         self.record.rounds += 1
         if self._watch is not None:

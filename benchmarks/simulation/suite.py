@@ -122,8 +122,16 @@ def measure_placement(seed: int) -> dict[str, Any]:
         "loads_by_least": max(result["loads_by_least"] for result in results),
         "extra_wait_by_bound": max(result["extra_wait_by_bound"] for result in results),
         "throughput_by_fifo_best": min(result["throughput_by_fifo_best"] for result in results),
+        "popular_model": measure_popular(seed),
         "traces": results,
     }
+
+
+def measure_popular(seed: int) -> dict[str, Any]:
+    """Two GPUs that hold one model each; nine agents ask for one model, the tenth for another."""
+    arrivals = [Arrival(0.0, f"agent-{n}", "rare" if n == 0 else "popular", 0.5) for _ in range(900) for n in range(10)]
+    record = Cluster(Scenario(arrivals, list_gpus(2, slots=1), until=300, seed=seed)).run()
+    return {"jain": record.summarize()["jain"], "loads": len(record.loads)}
 
 
 def _measure_placement(seed: int, *, slots: int, own_model: bool, seconds: float = 300) -> dict[str, Any]:

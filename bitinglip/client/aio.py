@@ -12,6 +12,8 @@ from bitinglip.client.handle import Handle
 from bitinglip.client.sync import Client
 from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, take_next
 from bitinglip.domain.task import Attempt, Status, Task, TaskRequest
+from bitinglip.lifecycle.explain import Explanation
+from bitinglip.lifecycle.quote import Quote
 from bitinglip.store.tasks import Change
 from bitinglip.streams.events import Event
 
@@ -67,6 +69,14 @@ class AsyncClient:
     async def attempts(self, task_id: str | uuid.UUID) -> list[Attempt]:
         """As `Client.attempts`."""
         return await asyncio.to_thread(self.client.attempts, task_id)
+
+    async def explain(self, task_id: str | uuid.UUID) -> Explanation:
+        """As `Client.explain`."""
+        return await asyncio.to_thread(self.client.explain, task_id)
+
+    async def quote(self, request: TaskRequest) -> Quote:
+        """As `Client.quote`."""
+        return await asyncio.to_thread(self.client.quote, request)
 
     async def cancel(self, task_ids: Sequence[str | uuid.UUID]) -> list[Change]:
         """As `Client.cancel`."""

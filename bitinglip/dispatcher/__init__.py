@@ -1,7 +1,7 @@
 """Keep every worker's own queue shallow: settle, plan, reserve, ring.
 
-    wait for NOTIFY ─► settle children ─► round: lock, settle charges, admit arrivals, read lanes and workers, plan,
-      (or half a second)                    │    reserve, commit ─► ring doorbells
+    wait for NOTIFY ─► settle children ─► round: lock, settle charges, admit arrivals, read lanes and
+      (or half a second)                    │    workers, plan, reserve, commit ─► ring doorbells
                                           sweep: rescue, wake what is due, expire, correct hints
 
     plan       pure: which task to which worker, in the order of fairness

@@ -1,5 +1,6 @@
 """`python -m bitinglip.dispatcher`: one dispatcher, until SIGTERM or SIGINT."""
 
+import gc
 import signal
 import sys
 
@@ -36,6 +37,9 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: dispatcher.stop())
     get_logger().info("dispatcher_started", database=database.address)
+    # What was imported stays: a full collection would look at all of it, in the middle of a round.
+    gc.collect()
+    gc.freeze()
     dispatcher.run()
     writer.close()
     database.close()

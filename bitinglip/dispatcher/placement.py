@@ -28,6 +28,8 @@ class Placement(StrEnum):
     """The worker has nothing else to do; a model that it does not use leaves."""
     OVERDUE = "overdue"
     """It was passed over too long; a model leaves as soon as it is not in use."""
+    BEHIND = "behind"
+    """Its agent is far behind those that the worker serves, as other workers with its model have too much to do."""
 
 
 class NoPlace(StrEnum):
@@ -190,6 +192,16 @@ class Fleet:
             worker.in_use.add(model)
             if model not in worker.models:
                 self._count_holder(worker, model)
+
+    def may_copy(self, worker: WorkerRoom, type_: str, model: str, agent_id: str) -> bool:
+        """Whether a worker with room may change to a model that others hold: while no other does so already."""
+        return (
+            bool(model)
+            and worker.may_take(type_, model, agent_id, self._sizes.get(model, 0))
+            and not self._holds(worker, model)
+            and not self._is_changing(worker)
+            and not any(model in other.in_use and model not in other.models for other in self._workers)
+        )
 
     def find_yielding(self, urgent: Iterable[Key]) -> set[uuid.UUID]:
         """Workers whose reservations give way, so that an urgent task begins in the next slot that frees.

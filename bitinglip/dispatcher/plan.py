@@ -9,7 +9,8 @@ After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), alg
 request's cost in place of counting its tokens as they come: tasks are long, and a grant cannot be taken back.
 
 Where a task can go is `placement`'s to say. A lane that has its turn and no place keeps its virtual time: it is passed
-over, for a bounded time, so that models stay where they are.
+over, for a bounded time, so that models stay where they are. One whose model is held by workers that have too much to
+do is passed over until its agent is far behind; then a worker that serves those ahead changes to its model.
 """
 
 import heapq
@@ -149,6 +150,7 @@ def plan_pool(
     sizes: Mapping[str, int] | None = None,
     grants: int = 0,
     swap_seconds: float = 10.0,
+    copy_lag: float | None = None,
 ) -> Plan:
     """Give the free room of one pool's workers to its lanes. Consumes heads, room and allowances as it goes.
 
@@ -158,8 +160,12 @@ def plan_pool(
         sizes: Bytes that models take on a GPU, where they are known.
         grants: Those that the pool has given so far.
         swap_seconds: How long a lane is passed over before a model that others use makes room for its own.
+        copy_lag: Virtual time by which an agent is behind another before a model of the other makes room for a second
+            copy of its own; None: never. At least what one worker gives in twice `swap_seconds`: agents whose model was
+            away are behind by that much anyway.
     """
-    return _Round(lanes, Fleet(workers, sizes or {}), grants=grants, swap_seconds=swap_seconds).run()
+    fleet = Fleet(workers, sizes or {})
+    return _Round(lanes, fleet, grants=grants, swap_seconds=swap_seconds, copy_lag=copy_lag).run()
 
 
 class _Turns:
@@ -215,11 +221,16 @@ class _Turns:
 
 
 class _Round:
-    def __init__(self, lanes: Sequence[Lane], fleet: Fleet, *, grants: int, swap_seconds: float) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], fleet: Fleet, *, grants: int, swap_seconds: float, copy_lag: float | None
+    ) -> None:
         self._lanes = lanes
         self._fleet = fleet
         self._grants = grants
         self._swap_seconds = swap_seconds
+        self._copy_lag = math.inf if copy_lag is None else copy_lag
+        self._rank = 0
+        self._behind: int | None = None
         self._overdue: set[tuple[str, str]] = set()
         self._assignments: list[Assignment] = []
         self._served: dict[str, Agent] = {}
@@ -234,7 +245,9 @@ class _Round:
         self._sort_lanes()
         for rank, times in sorted(self._bands.items()):
             self._put_off.clear()
+            self._rank = rank
             self._serve(rank, times, leftover=False)
+            self._behind = None
             self._serve(rank, {number: times[number] for number in self._put_off if number in times}, leftover=True)
         urgent = [
             (lane.type, lane.model, lane.agent.id)
@@ -298,17 +311,39 @@ class _Round:
                 pass
             case NoPlace.BUSY:
                 self._put_off[number] = None
+                if self._behind is None and not leftover and lane.rank == self._rank:
+                    # The first in its band is the one furthest behind.
+                    self._behind = number
             case NoPlace.NOT_NOW:
                 self._passed[number] = lane
                 self._put_off[number] = None
             case (worker, placement):
-                # It waits anew for what it has left.
-                self._passed.pop(number, None)
-                self._grant(lane, worker, placement)
+                if not self._copy_for_behind(lane, worker):
+                    # It waits anew for what it has left.
+                    self._passed.pop(number, None)
+                    self._grant(lane, worker, placement)
                 return True
             case _:
                 assert_never(place)
         return False
+
+    def _copy_for_behind(self, ahead: Lane, worker: WorkerRoom) -> bool:
+        """Give the place of an agent that is far ahead to the one that is behind and waits for its model's workers."""
+        if self._behind is None:
+            return False
+        lane = self._lanes[self._behind]
+        agent = lane.agent
+        if (
+            ahead.rank != lane.rank
+            or ahead.agent.virtual_time - agent.virtual_time < self._copy_lag
+            or not lane.heads
+            or agent.allowance == 0
+            or not self._fleet.may_copy(worker, lane.type, lane.model, agent.id)
+        ):
+            return False
+        self._behind = None
+        self._grant(lane, worker, Placement.BEHIND)
+        return True
 
     def _grant(self, lane: Lane, worker: WorkerRoom, placement: Placement) -> None:
         agent = lane.agent

@@ -1,7 +1,6 @@
 """One round: plan every pool that has room, and reserve what was planned. One transaction, under one lock."""
 
 import hashlib
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bitinglip.store.lanes import (
     list_lanes,
     mark_emptied,
     mark_lanes,
+    note_places,
     record_grants,
     reopen_unplaced,
 )
@@ -100,8 +100,7 @@ def _follow_workers(
 def _digest(rows: Sequence[Any], sizes: Mapping[str, int]) -> str:
     """Of everything that decides whether a worker could ever take a task."""
     said = [
-        (r.name, sorted(r.kinds), r.memory_bytes, r.allowed_models, r.allowed_agents, sorted(r.avoids))
-        for r in rows
+        (r.name, sorted(r.kinds), r.memory_bytes, r.allowed_models, r.allowed_agents, sorted(r.avoids)) for r in rows
     ]
     return hashlib.sha256(repr((said, sorted(sizes.items()))).encode()).hexdigest()[:16]
 
@@ -134,12 +133,27 @@ def _fill_pool(
     for head in list_heads(connection, keys, depth) if lanes else ():
         lanes[head.lane].heads.append(Head(head.id, head.attempt, head.seq))
     ran_out = [len(lane.heads) < depth for lane in lanes]
-    plan = plan_pool(lanes, workers, sizes=sizes, grants=grants, swap_seconds=swap_seconds)
+    lag = _find_copy_lag(rows, swap_seconds)
+    plan = plan_pool(lanes, workers, sizes=sizes, grants=grants, swap_seconds=swap_seconds, copy_lag=lag)
     reserved = _reserve(connection, pool, plan)
     emptied = [_key(lane) for lane, out in zip(lanes, ran_out, strict=True) if out and not lane.heads]
-    _record(connection, pool, plan, emptied, marked)
+    if emptied:
+        mark_emptied(connection, emptied)
+    _record_places(connection, pool, plan, lanes)
+    if plan.yielding != marked:
+        set_yielding(connection, plan.yielding, plan.yielding ^ marked)
     changed = bool(plan.assignments or emptied or plan.closed)
     return reserved, changed and any(worker.free > 0 for worker in workers)
+
+
+def _find_copy_lag(rows: Sequence[Any], swap_seconds: float) -> float | None:
+    """Virtual time by which an agent must be behind before another's model makes room for a second copy of its own.
+
+    Twice what one worker gives while a lane may be passed over. In tokens or tasks nobody knows what that is: never.
+    """
+    if any(row.charge != "seconds" for row in rows):
+        return None
+    return 2 * swap_seconds * max(float(row.speed) for row in rows)
 
 
 def _make_room(row: Any) -> WorkerRoom:
@@ -221,21 +235,24 @@ def _reserve(connection: Connection, pool: str, plan: Plan) -> list[Assignment]:
         clock=plan.assignments[-1].lane.agent.virtual_time,
         grants=plan.grants,
         served={agent.id: (agent.virtual_time, counts[agent.id]) for agent in plan.served},
-        placed={(item.lane.type, item.lane.model) for item in reserved},
     )
     return reserved
 
 
-def _record(connection: Connection, pool: str, plan: Plan, emptied: Sequence[LaneKey], marked: set[uuid.UUID]) -> None:
-    """Write down which lanes are empty, closed or passed over, and which workers yield."""
-    if emptied:
-        mark_emptied(connection, emptied)
-    reasons: dict[LaneKey, str | None] = {_key(lane): None for lane in plan.passed if lane.passed_seconds is None}
+def _record_places(connection: Connection, pool: str, plan: Plan, lanes: Sequence[Lane]) -> None:
+    """Write down which lanes are closed or passed over, and which are no more because their model has a place."""
+    placed = {(item.lane.type, item.lane.model) for item in plan.assignments}
+    waited = {(lane.type, lane.model) for lane in lanes if lane.passed_seconds is not None}
+    if placed & waited:
+        note_places(connection, pool, placed & waited)
+    reasons: dict[LaneKey, str | None] = {
+        _key(lane): None
+        for lane in plan.passed
+        if lane.passed_seconds is None and (lane.type, lane.model) not in placed
+    }
     reasons |= {_key(lane): reason for lane, reason in plan.closed}
     if reasons:
         mark_lanes(connection, pool, reasons)
-    if plan.yielding != marked:
-        set_yielding(connection, plan.yielding, plan.yielding ^ marked)
 
 
 def _key(lane: Lane) -> LaneKey:

@@ -16,6 +16,10 @@
     take     an agent takes a task itself, under the same lease
     edit     people retry, change and delete records
     agents   people limit agents
+    explain  why a task waits, and what would release it
+      ability, hindrance   what can be in the way: of a worker, of an agent
+      line     who goes before it
+    quote    when a task would run; and how true that was
     recur    a due time becomes a task, once
     report   what a day's tasks came to
 

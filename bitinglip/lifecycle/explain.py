@@ -19,11 +19,11 @@ from bitinglip.domain.task import QueueState, Status
 from bitinglip.errors import TaskNotFoundError
 from bitinglip.lifecycle.ability import Obstacle, find_obstacle
 from bitinglip.lifecycle.hindrance import Reason, find_limit
-from bitinglip.lifecycle.line import LAST_SEQ, Line, read_line
+from bitinglip.lifecycle.line import LAST_SEQ, Line, count_room, find_holders, read_line
 from bitinglip.store import explaining
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.lanes import LaneKey
-from bitinglip.store.queues import DEPTH, list_open_workers, list_sizes
+from bitinglip.store.queues import list_open_workers, list_sizes
 from bitinglip.store.server import count_dispatcher_connections
 
 DISPATCHER_SECONDS = 5.0
@@ -178,7 +178,7 @@ def explain_ready(
     line = min(lines, key=lambda found: (max(0, found.position - found.room), found.position))
     ours = [worker for worker in able if worker.pool == line.pool]
     passed = next((lane.passed_seconds for lane in lanes if lane.pool == line.pool and lane.closed is None), None)
-    if passed is not None and line.room:
+    if passed is not None and count_room(ours):
         return _explain_passing(key, ours, passed, swap_seconds, line), line
     return _explain_line(connection, key, ours, line), line
 
@@ -235,50 +235,64 @@ def _describe_obstacle(
 def _explain_passing(
     key: LaneKey, able: Sequence[Row[Any]], passed: float, swap_seconds: float, line: Line
 ) -> Explanation:
-    holders = [worker for worker in able if key.model in worker.models or key.model in worker.in_use]
     remaining = max(0.0, swap_seconds - passed)
-    details = {"passed_seconds": passed, "swap_in_seconds": remaining, "holders": [worker.name for worker in holders]}
-    start = f"it was passed over since {passed:,.1f} s: "
-    if holders:
-        full = _join([f"{w.name} ({w.held} of {DEPTH * w.slots})" for w in holders])
-        message = (
-            f"{start}its model {key.model!r} is held by {full}, and a second copy is loaded only by an idle worker"
-        )
-        return Explanation(Reason.PASSED_OVER, message, "room there, or an idle worker", line.position, details)
-    message = f"{start}no worker holds model {key.model!r}, and it fits beside none of those that others use"
+    details = {
+        "passed_seconds": passed,
+        "swap_in_seconds": remaining,
+        "workers": {worker.name: sorted({*worker.models, *worker.in_use}) for worker in able[:NAMED]},
+    }
+    message = (
+        f"it was passed over since {passed:,.1f} s: no worker holds model {key.model!r}, and on none that may take it "
+        f"({_join([worker.name for worker in able])}) is there memory beside the models there"
+    )
     release = f"an idle worker, or the swap in {remaining:,.1f} s"
     return Explanation(Reason.PASSED_OVER, message, release, line.position, details)
 
 
 def _explain_line(connection: Connection, key: LaneKey, able: Sequence[Row[Any]], line: Line) -> Explanation:
-    details = asdict(line)
     if line.room > line.position:
-        if not count_dispatcher_connections(connection, active_within_seconds=DISPATCHER_SECONDS):
-            message = "there is room for it, and no dispatcher is active to give it out"
-            release = "a dispatcher: 'python -m bitinglip.dispatcher', or all with 'bitinglip up'"
-            return Explanation(Reason.NO_DISPATCHER, message, release, line.position, details)
+        return _explain_room(connection, line)
+    holders = find_holders(able, key.model)
+    names = _join([worker.name for worker in holders or able])
+    if line.position:
+        return _explain_others(key, line, f"{line.slots} slots of {names} are taken")
+    held = f"{line.running:,} running and {line.reserved:,} at hand"
+    details = {**asdict(line), "workers": {worker.name: worker.held for worker in (holders or able)[:NAMED]}}
+    if holders and count_room(able):
+        message = f"it is next, and its model {key.model!r} is held by {names} only, whose {line.slots} slots are taken"
+        release = "the end of one of the tasks there, or an empty slot elsewhere, which would load a second copy"
+        return Explanation(Reason.MODEL_BUSY, f"{message}: {held}", release, 0, details)
+    message = f"it is next, and all {line.slots} slots of {names} are taken: {held}"
+    return Explanation(Reason.WORKERS_FULL, message, "the end of one of the tasks there", 0, details)
+
+
+def _explain_room(connection: Connection, line: Line) -> Explanation:
+    details = asdict(line)
+    if count_dispatcher_connections(connection, active_within_seconds=DISPATCHER_SECONDS):
         return Explanation(Reason.NEXT, "it is given to a worker now", "the next round", line.position, details)
+    release = "a dispatcher: 'python -m bitinglip.dispatcher', or all with 'bitinglip up'"
+    message = "there is room for it, and no dispatcher is active to give it out"
+    return Explanation(Reason.NO_DISPATCHER, message, release, line.position, details)
+
+
+def _explain_others(key: LaneKey, line: Line, full: str) -> Explanation:
+    """The first of these that there are: more urgent tasks, other agents' turns, older tasks of its own."""
     about = "" if line.is_exact else "about "
-    full = f"{line.slots} slots of {_join([worker.name for worker in able])} are taken"
-    release = "the end of what goes before it"
     if line.urgent:
-        message = f"{about}{line.urgent:,} tasks of a more urgent priority than {key.priority} go before it; {full}"
-        return Explanation(Reason.MORE_URGENT_FIRST, message, release, line.position, details)
-    if line.rivals:
+        reason = Reason.MORE_URGENT_FIRST
+        message = f"{about}{line.urgent:,} tasks of a more urgent priority than {key.priority} go before it"
+    elif line.rivals:
+        reason = Reason.AGENT_TURN
         times = f"its virtual time is {line.virtual_time:,.2f}, the least of the others {line.least or 0.0:,.2f}"
         before = f"{about}{line.rivals:,} tasks of {line.agents:,} other agents go before it"
         message = (
             f"it is not the turn of agent {key.agent_id!r}: {times}; {before}, and {line.own:,} older ones of its own"
         )
-        message = f"{message}; {full}"
-        return Explanation(Reason.AGENT_TURN, message, release, line.position, details)
-    if line.own:
-        message = f"{about}{line.own:,} older tasks of agent {key.agent_id!r} go before it; {full}"
-        return Explanation(Reason.OLDER_FIRST, message, release, line.position, details)
-    held = f"{line.running:,} running and {line.reserved:,} at hand"
-    message = f"it is next, and all {line.slots} slots of {_join([worker.name for worker in able])} are taken: {held}"
-    details["workers"] = {worker.name: worker.held for worker in able[:NAMED]}
-    return Explanation(Reason.WORKERS_FULL, message, "the end of one of the tasks there", line.position, details)
+    else:
+        reason = Reason.OLDER_FIRST
+        message = f"{about}{line.own:,} older tasks of agent {key.agent_id!r} go before it"
+    release = "the end of what goes before it"
+    return Explanation(reason, f"{message}; {full}", release, line.position, asdict(line))
 
 
 def _join(names: Sequence[str], separator: str = ", ") -> str:

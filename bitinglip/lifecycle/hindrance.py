@@ -30,6 +30,7 @@ class Reason(StrEnum):
     NO_WORKER_FOR_TYPE = "no_worker_for_type"
     NO_WORKER_FOR_MODEL = "no_worker_for_model"
     PASSED_OVER = "passed_over"
+    MODEL_BUSY = "model_busy"
     MORE_URGENT_FIRST = "more_urgent_first"
     AGENT_TURN = "agent_turn"
     OLDER_FIRST = "older_first"

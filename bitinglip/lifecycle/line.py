@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Row
 
 from bitinglip.lifecycle.ability import find_obstacle
 from bitinglip.store.explaining import DEPTH_BOUND, PAIRS_BOUND, RIVALS_BOUND, get_turn, list_open_pairs, list_rivals
-from bitinglip.store.lanes import LaneKey
+from bitinglip.store.lanes import LaneKey, list_arrivals
 from bitinglip.store.queues import DEPTH
 
 LAST_SEQ = 2**63 - 1
@@ -51,7 +51,7 @@ class Line:
         cost: What it is expected to be charged, in the pool's unit.
         virtual_time: The agent's.
         least: The least one of the other agents in the band; None: no other waits.
-        slots: Of the workers that may take it.
+        slots: Of the workers that hold its model, or else of all that may take it.
         running: Tasks that these run now.
         reserved: Tasks that these have been given and not begun.
         room: Tasks that these can be given now.
@@ -96,10 +96,13 @@ def read_line(
         DatabaseUnreachableError: If PostgreSQL is away.
     """
     pool = able[0].pool
+    serving = find_holders(able, key.model) or able
     found = list_open_pairs(connection, pool)
-    pairs = sorted({(key.type, key.model), *(pair for pair in found if _compete(pair, able))})
+    pairs = sorted(
+        {(key.type, key.model), *(pair for pair in found if _compete(pair, serving, are_holders=serving is not able))}
+    )
     turn = get_turn(connection, pool, key, seq, pairs)
-    virtual_time = _find_virtual_time(turn)
+    virtual_time = _find_virtual_time(list_arrivals(connection, pool, [key.agent_id])[0])
     start = virtual_time + (turn.own + turn.own_urgent) * turn.cost / weight
     rows = list_rivals(connection, pool, key, start, pairs)
     served = _Served(key.agent_id, seq, start)
@@ -118,23 +121,41 @@ def read_line(
         cost=turn.cost,
         virtual_time=virtual_time,
         least=next((row.least for row in rows if not row.is_urgent), None),
-        slots=sum(worker.slots for worker in able),
-        running=sum(worker.held - worker.unclaimed for worker in able),
-        reserved=sum(worker.unclaimed for worker in able),
-        room=sum(max(0, DEPTH * worker.slots - worker.held) for worker in able),
+        slots=sum(worker.slots for worker in serving),
+        running=sum(worker.held - worker.unclaimed for worker in serving),
+        reserved=sum(worker.unclaimed for worker in serving),
+        room=count_room(serving),
     )
 
 
-def _compete(pair: tuple[str, str], able: Iterable[Row[Any]]) -> bool:
-    """Whether tasks of a type and model may go to one of the workers; their sizes were asked when lanes were opened."""
+def find_holders(workers: Iterable[Row[Any]], model: str) -> list[Row[Any]]:
+    """Those of the workers that hold a model, or have been given tasks of it."""
+    return [worker for worker in workers if model and (model in worker.models or model in worker.in_use)]
+
+
+def count_room(workers: Iterable[Row[Any]]) -> int:
+    """Tasks that workers can be given now."""
+    return sum(max(0, DEPTH * worker.slots - worker.held) for worker in workers)
+
+
+def _compete(pair: tuple[str, str], workers: Sequence[Row[Any]], *, are_holders: bool) -> bool:
+    """Whether tasks of a type and model may go to one of the workers; where these hold a model, only of what they hold.
+
+    Sizes were asked when lanes were opened.
+    """
     type_, model = pair
-    return any(find_obstacle(worker, type_, model, agent_id=None, size=0) is None for worker in able)
+    if are_holders and model and not find_holders(workers, model):
+        return False
+    return any(find_obstacle(worker, type_, model, agent_id=None, size=0) is None for worker in workers)
 
 
-def _find_virtual_time(turn: Row[Any]) -> float:
+def _find_virtual_time(arrival: Row[Any]) -> float:
     """The agent's; one that returns from idle begins where the least active one is."""
-    own = float(turn.virtual_time or 0)
-    return own if turn.is_active else max(own, turn.clock if turn.least is None else turn.least)
+    own = float(arrival.virtual_time)
+    if arrival.is_active:
+        return own
+    clock = own if arrival.in_flight else arrival.clock
+    return max(own, clock if arrival.least is None else arrival.least)
 
 
 class _Served:

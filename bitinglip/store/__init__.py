@@ -19,6 +19,8 @@
     reports     a day's figures by agent
     agents      weights and limits
     queries     what people ask: lists, counts
+    explaining  what is asked to explain a wait
+    quoting     what was foretold, and what became of it
     server      what PostgreSQL says of itself
     jsonb       JSON that PostgreSQL can hold
 

@@ -26,10 +26,12 @@ WITH taken AS MATERIALIZED (
     FROM by_agent AS b WHERE s.pool = b.pool AND s.agent_id = b.agent_id
 ), open_lanes AS (
     UPDATE lanes AS l SET virtual_time = l.virtual_time + b.change
-    FROM by_agent AS b WHERE l.agent_id = b.agent_id AND l.pool = b.pool AND l.closed IS NULL AND b.change <> 0
+    FROM by_agent AS b
+    -- Not plain `closed`: the indexes of all open or closed lanes would seem as good as that of the agent's.
+    WHERE l.agent_id = b.agent_id AND l.pool = b.pool AND coalesce(l.closed, '') = '' AND b.change <> 0
 ), reopened AS (
     UPDATE lanes AS l SET closed = 'again' FROM (SELECT DISTINCT agent_id FROM by_agent) AS b
-    WHERE l.agent_id = b.agent_id AND l.closed IN ('max_running', 'daily_budget')
+    WHERE l.agent_id = b.agent_id AND coalesce(l.closed, '') IN ('max_running', 'daily_budget')
 ), means AS (
     INSERT INTO costs AS c (pool, type, model, agent_id, samples, cost, running_seconds, peak_seconds, peak_tokens)
     SELECT pool, type, model, coalesce(agent_id, ''), sum(measured), sum(measured_cost) / sum(measured),

@@ -256,9 +256,9 @@ RULES = (
 
 def find_drift(connection: Connection, rule: Rule) -> Drift:
     """What is wrong by one rule. Reads whole tables."""
-    sql = f"SELECT count(*) AS count, (array_agg(example))[1:{EXAMPLES}] AS examples FROM ({rule.find}) AS drift"
+    sql = f"SELECT count(*) AS found, (array_agg(example))[1:{EXAMPLES}] AS examples FROM ({rule.find}) AS drift"
     row = connection.exec_driver_sql(sql).one()
-    return Drift(rule.code, rule.meaning, row.count, row.examples or [])
+    return Drift(rule.code, rule.meaning, row.found, row.examples or [])
 
 
 def repair_drift(connection: Connection, rule: Rule) -> None:

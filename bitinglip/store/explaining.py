@@ -15,7 +15,7 @@ from bitinglip.store.statement import Statement
 DEPTH_BOUND = 1_000
 """Tasks that are counted of one lane, at most."""
 
-RIVALS_BOUND = 2_000
+RIVALS_BOUND = 10_000
 """Lanes that are looked at, of the more urgent bands and of the same."""
 
 RIVALS_COUNTED = 60
@@ -113,10 +113,6 @@ _TURN = Statement(
     """
 WITH pairs AS (SELECT * FROM unnest(:types, :models) AS p (type, model))
 SELECT
-    (SELECT virtual_time FROM agent_shares WHERE pool = :pool AND agent_id = :agent_id) AS virtual_time,
-    EXISTS (SELECT FROM lanes WHERE pool = :pool AND agent_id = :agent_id AND closed IS NULL) AS is_active,
-    (SELECT min(virtual_time) FROM lanes WHERE pool = :pool AND closed IS NULL) AS least,
-    coalesce((SELECT virtual_time FROM pools WHERE name = :pool), 0) AS clock,
     coalesce(own.cost, anyone.cost, 1) AS cost,
     coalesce(own.running_seconds, anyone.running_seconds, 1) AS running_seconds,
     coalesce(own.cost, anyone.cost) IS NOT NULL AS measured,
@@ -149,7 +145,7 @@ LEFT JOIN costs AS anyone ON (anyone.pool, anyone.type, anyone.model, anyone.age
 
 
 def get_turn(connection: Connection, pool: str, key: LaneKey, seq: int, pairs: Sequence[tuple[str, str]]) -> Row[Any]:
-    """An agent's turn in a pool.
+    """What an agent's turn in a pool depends on.
 
     Args:
         connection: In a transaction.
@@ -159,9 +155,8 @@ def get_turn(connection: Connection, pool: str, key: LaneKey, seq: int, pairs: S
         pairs: Types and models that compete for the same workers.
 
     Returns:
-        virtual_time (None: it never had any), is_active (it has open lanes), least (of all that are), clock (of the
-        agent served last), cost and running_seconds (what such a task is expected to take), measured (whether any
-        was), own (its older tasks in the band), own_urgent (its tasks in more urgent ones).
+        cost and running_seconds (what such a task is expected to take), measured (whether any was), own (its older
+        tasks in the band), own_urgent (its tasks in more urgent ones).
     """
     return _TURN.execute(
         connection,
@@ -189,18 +184,19 @@ WITH ahead AS (
         WHERE l.pool = :pool AND closed IS NULL AND l.type = pairs.type AND l.model = pairs.model
         AND l.priority < :priority
         ORDER BY priority, virtual_time LIMIT :most) AS l
-), priced AS (
-    SELECT a.*, coalesce(g.weight, 1) AS weight, coalesce(own.cost, anyone.cost, 1) AS cost,
-           coalesce(own.running_seconds, anyone.running_seconds, 1) AS running_seconds,
-           row_number() OVER (PARTITION BY is_urgent ORDER BY hashtext(a.agent_id), a.agent_id) AS number,
-           count(*) OVER (PARTITION BY is_urgent) AS lanes,
-           min(virtual_time) OVER (PARTITION BY is_urgent) AS least,
+), numbered AS (
+    SELECT *, row_number() OVER (PARTITION BY is_urgent ORDER BY hashtext(agent_id), agent_id) AS number,
+           count(*) OVER (PARTITION BY is_urgent) AS lanes, min(virtual_time) OVER (PARTITION BY is_urgent) AS least,
            -- The more lanes there are, the less each may cost.
            least(:bound, :budget / least(:counted, count(*) OVER (PARTITION BY is_urgent)))::integer AS bound
-    FROM ahead AS a LEFT JOIN agents AS g ON g.id = a.agent_id
-    LEFT JOIN costs AS own ON (own.pool, own.type, own.model, own.agent_id) = (:pool, a.type, a.model, a.agent_id)
+    FROM ahead
+), priced AS (
+    SELECT n.*, coalesce(g.weight, 1) AS weight, coalesce(own.cost, anyone.cost, 1) AS cost,
+           coalesce(own.running_seconds, anyone.running_seconds, 1) AS running_seconds
+    FROM (SELECT * FROM numbered WHERE number <= :counted) AS n LEFT JOIN agents AS g ON g.id = n.agent_id
+    LEFT JOIN costs AS own ON (own.pool, own.type, own.model, own.agent_id) = (:pool, n.type, n.model, n.agent_id)
     LEFT JOIN costs AS anyone
-        ON (anyone.pool, anyone.type, anyone.model, anyone.agent_id) = (:pool, a.type, a.model, '')
+        ON (anyone.pool, anyone.type, anyone.model, anyone.agent_id) = (:pool, n.type, n.model, '')
 )
 SELECT p.agent_id, p.is_urgent, p.virtual_time, p.weight, p.cost, p.running_seconds, p.lanes, p.least, p.bound,
        head.seq AS head_seq, counted.depth
@@ -217,7 +213,6 @@ CROSS JOIN LATERAL (
         LIMIT CASE WHEN p.is_urgent OR p.cost <= 0 THEN p.bound
               ELSE least(p.bound, 2 + (:start - p.virtual_time) * p.weight / p.cost)::integer END) AS bounded
 ) AS counted
-WHERE p.number <= :counted
 """,
     pool="text",
     agent_id="text",

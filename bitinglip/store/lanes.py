@@ -4,9 +4,9 @@ A lane is an agent's tasks of one type for one model in one band, as one pool se
 agent's virtual time, in the order in which lanes are served. So a round reads the few lanes that are next, not all that
 wait.
 
-A lane is there while `queues` says that it has ready tasks; `queues.listed` says that lanes were made of it. One that is
-closed is not served, and one that is closed to be looked at again comes back like one that is new. Rows of `queues` are locked
-here only where nobody else holds them: a dispatcher never waits for a submitter, who may wait for it.
+A lane is there while `queues` says that it has ready tasks; `queues.listed` says that lanes were made of it. One that
+is closed is not served, and one that is closed to be looked at again comes back like one that is new. Rows of `queues`
+are locked here only where nobody else holds them: a dispatcher never waits for a submitter, who may wait for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,12 +81,35 @@ def list_new_lanes(
     return [(row.pool, LaneKey(row.type, row.model, row.agent_id, row.priority)) for row in rows]
 
 
+_OFFERED = "coalesce(l.closed, '') = ''"
+"""Of a lane that is found by its agent or key: by `closed IS NULL` the index of all open lanes would seem as good."""
+
+_PAIRS = """
+    -- The few (type, model) there are, a step of the index each; a condition on the type would make it a walk.
+    (SELECT type, model FROM lanes WHERE pool = :pool AND closed IS NULL ORDER BY type, model LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM pairs CROSS JOIN LATERAL (
+        SELECT type, model FROM lanes WHERE pool = :pool AND closed IS NULL
+        AND (type, model) > (pairs.type, pairs.model) ORDER BY type, model LIMIT 1
+    ) AS next
+"""
+
 _ARRIVALS = Statement(
     "list_arrivals",
-    """
+    f"""
+WITH RECURSIVE pairs AS ({_PAIRS}), firsts AS (
+    SELECT first.virtual_time
+    FROM pairs CROSS JOIN unnest(enum_range(CAST(NULL AS task_priority))) AS band CROSS JOIN LATERAL (
+        SELECT virtual_time FROM lanes
+        WHERE pool = :pool AND closed IS NULL AND (type, model, priority) = (pairs.type, pairs.model, band)
+        ORDER BY virtual_time LIMIT 1
+    ) AS first
+)
 SELECT a.agent_id, coalesce(s.virtual_time, 0) AS virtual_time, coalesce(s.in_flight, 0) AS in_flight,
-       EXISTS (SELECT FROM lanes AS l WHERE l.agent_id = a.agent_id AND l.pool = :pool AND closed IS NULL) AS is_active,
-       (SELECT min(virtual_time) FROM lanes WHERE pool = :pool AND closed IS NULL) AS least,
+       coalesce((
+           SELECT true FROM lanes AS l WHERE l.agent_id = a.agent_id AND l.pool = :pool AND {_OFFERED} LIMIT 1
+       ), false) AS is_active,
+       (SELECT min(virtual_time) FROM firsts) AS least,
        coalesce((SELECT virtual_time FROM pools WHERE name = :pool), 0) AS clock
 FROM unnest(:agents) AS a (agent_id)
 LEFT JOIN agent_shares AS s ON s.pool = :pool AND s.agent_id = a.agent_id
@@ -129,16 +152,8 @@ def open_lanes(connection: Connection, pool: str, keys: Sequence[LaneKey], times
 
 _LANES = Statement(
     "list_lanes",
-    """
-WITH RECURSIVE pairs AS (
-    -- The few (type, model) there are, a step of the index each; a condition on the type would make it a walk.
-    (SELECT type, model FROM lanes WHERE pool = :pool AND closed IS NULL ORDER BY type, model LIMIT 1)
-    UNION ALL
-    SELECT next.* FROM pairs CROSS JOIN LATERAL (
-        SELECT type, model FROM lanes WHERE pool = :pool AND closed IS NULL
-        AND (type, model) > (pairs.type, pairs.model) ORDER BY type, model LIMIT 1
-    ) AS next
-), chosen AS (
+    f"""
+WITH RECURSIVE pairs AS ({_PAIRS}), chosen AS (
     SELECT l.* FROM pairs CROSS JOIN LATERAL (
         SELECT * FROM lanes AS l
         WHERE l.pool = :pool AND closed IS NULL AND l.type = pairs.type AND l.model = pairs.model
@@ -154,8 +169,11 @@ WITH RECURSIVE pairs AS (
         WHERE queue_state = 'ready' AND type = kind AND priority BETWEEN lower.priority AND lower.priority
         ORDER BY priority, seq LIMIT :elders
     ) AS elder
-    JOIN lanes AS l ON (l.pool, l.type, l.model, l.agent_id, l.priority)
-        = (:pool, elder.type, elder.model, elder.agent_id, elder.priority) AND l.closed IS NULL
+    CROSS JOIN LATERAL (
+        SELECT * FROM lanes AS l WHERE (l.pool, l.type, l.model, l.agent_id, l.priority)
+            = (:pool, elder.type, elder.model, elder.agent_id, elder.priority) AND {_OFFERED}
+        LIMIT 1
+    ) AS l
 )
 SELECT c.type, c.model, c.agent_id, c.priority, c.virtual_time, coalesce(a.weight, 1) AS weight,
        extract(epoch FROM now() - c.passed_at)::float8 AS passed_seconds,
@@ -211,7 +229,7 @@ def list_lanes(
 
 _SERVE = Statement(
     "record_grants",
-    """
+    f"""
 WITH pool AS (
     INSERT INTO pools AS p (name, virtual_time, grants) VALUES (:pool, :clock, :grants)
     ON CONFLICT (name) DO UPDATE SET
@@ -224,9 +242,8 @@ WITH pool AS (
     ON CONFLICT (pool, agent_id) DO UPDATE SET
         virtual_time = excluded.virtual_time, in_flight = s.in_flight + excluded.in_flight
 )
-UPDATE lanes AS l SET virtual_time = served.virtual_time,
-    passed_at = CASE WHEN (l.type, l.model) IN (SELECT * FROM unnest(:types, :models)) THEN NULL ELSE l.passed_at END
-FROM served WHERE l.agent_id = served.agent_id AND l.pool = :pool AND l.closed IS NULL
+UPDATE lanes AS l SET virtual_time = served.virtual_time FROM served
+WHERE l.agent_id = served.agent_id AND l.pool = :pool AND {_OFFERED}
 """,
     pool="text",
     clock="float8",
@@ -234,8 +251,6 @@ FROM served WHERE l.agent_id = served.agent_id AND l.pool = :pool AND l.closed I
     agents="text[]",
     times="float8[]",
     counts="integer[]",
-    types="text[]",
-    models="text[]",
 )
 
 
@@ -246,7 +261,6 @@ def record_grants(
     clock: float,
     grants: int,
     served: Mapping[str, tuple[float, int]],
-    placed: Iterable[tuple[str, str]],
 ) -> None:
     """Charge what was granted.
 
@@ -256,9 +270,7 @@ def record_grants(
         clock: Virtual time of the agent served last.
         grants: The pool's count.
         served: New virtual time and number of grants, by agent.
-        placed: Types and models that found a place: their lanes are passed over no more.
     """
-    pairs = list(placed)
     _SERVE.execute(
         connection,
         pool=pool,
@@ -267,9 +279,25 @@ def record_grants(
         agents=list(served),
         times=[time for time, _ in served.values()],
         counts=[count for _, count in served.values()],
-        types=[pair[0] for pair in pairs],
-        models=[pair[1] for pair in pairs],
     )
+
+
+_FOUND_PLACE = Statement(
+    "note_places",
+    """
+UPDATE lanes AS l SET passed_at = NULL FROM unnest(:types, :models) AS p (type, model)
+WHERE l.passed_at IS NOT NULL AND (l.pool, l.type, l.model) = (:pool, p.type, p.model)
+""",
+    pool="text",
+    types="text[]",
+    models="text[]",
+)
+
+
+def note_places(connection: Connection, pool: str, placed: Iterable[tuple[str, str]]) -> None:
+    """Say of all lanes of these types and models that they are passed over no more: their models have a place."""
+    pairs = list(placed)
+    _FOUND_PLACE.execute(connection, pool=pool, types=[pair[0] for pair in pairs], models=[pair[1] for pair in pairs])
 
 
 _MARK = Statement(

@@ -11,9 +11,11 @@ SELECT t.id, t.seq, t.type, coalesce(t.model, '') AS model, t.agent_id, t.priori
 FROM (SELECT DISTINCT unnest(kinds) AS kind FROM pools) AS served
 CROSS JOIN unnest(enum_range(NULL::task_priority)) AS band (priority)
 CROSS JOIN LATERAL (
-    -- The newest, from the end of the index of the oldest.
-    SELECT * FROM tasks WHERE queue_state = 'ready' AND type = kind AND tasks.priority = band.priority
-    ORDER BY seq DESC LIMIT 1
+    -- The newest, from the end of the index of the oldest. An equal priority would let the order by it be left out, and
+    -- the index of all tasks be read.
+    SELECT * FROM tasks WHERE queue_state = 'ready' AND type = kind
+    AND tasks.priority >= band.priority AND tasks.priority <= band.priority
+    ORDER BY tasks.priority DESC, seq DESC LIMIT 1
 ) AS t
 WHERE NOT EXISTS (SELECT FROM quotes WHERE made_at > now() - make_interval(secs => :every))
 AND t.created_at > now() - make_interval(secs => :every) AND t.attempt = 1
@@ -49,9 +51,13 @@ WITH truth AS (
            -- One that still waits has at least waited so long.
            extract(epoch FROM coalesce(started, now()) - q.made_at)::float8 AS waited,
            CASE WHEN t.status = 'completed' THEN (d.usage ->> 'engine_seconds')::float8 END AS engine_truth
-    FROM quotes AS q JOIN tasks AS t ON t.id = q.task_id JOIN task_details AS d ON d.task_id = t.id
+    FROM quotes AS q
+    -- Not joins: those would read every task where PostgreSQL knows nothing of the quotes yet.
+    CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = q.task_id LIMIT 1) AS t
+    CROSS JOIN LATERAL (SELECT usage FROM task_details WHERE task_id = q.task_id LIMIT 1) AS d
     CROSS JOIN LATERAL (
         SELECT coalesce((SELECT min(a.started_at) FROM attempts AS a WHERE a.task_id = t.id), t.started_at) AS started
+        OFFSET 0
     ) AS first
     WHERE q.made_at > now() - interval '1 day' AND (started IS NOT NULL OR t.status = 'pending')
 )

@@ -262,9 +262,9 @@ lanes = Table(
     Column("closed", Text),
     Column("passed_at", TIME),
     Index("lanes_open", "pool", "type", "model", "priority", "virtual_time", postgresql_where=text("closed IS NULL")),
-    Index("lanes_active", "pool", "virtual_time", postgresql_where=text("closed IS NULL")),
     Index("lanes_closed", "pool", "closed", postgresql_where=text("closed IS NOT NULL")),
-    Index("lanes_agent", "agent_id"),
+    Index("lanes_agent", "agent_id", "pool"),
+    Index("lanes_passed", "pool", "type", "model", postgresql_where=text("passed_at IS NOT NULL")),
 )
 
 settlements = Table(

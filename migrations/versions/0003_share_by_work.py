@@ -136,9 +136,10 @@ def _create_tables() -> None:
     is_open = sa.text("closed IS NULL")
     ordered = ["pool", "type", "model", "priority", "virtual_time"]
     op.create_index("lanes_open", "lanes", ordered, postgresql_where=is_open)
-    op.create_index("lanes_active", "lanes", ["pool", "virtual_time"], postgresql_where=is_open)
     op.create_index("lanes_closed", "lanes", ["pool", "closed"], postgresql_where=sa.text("closed IS NOT NULL"))
-    op.create_index("lanes_agent", "lanes", ["agent_id"])
+    op.create_index("lanes_agent", "lanes", ["agent_id", "pool"])
+    passed = sa.text("passed_at IS NOT NULL")
+    op.create_index("lanes_passed", "lanes", ["pool", "type", "model"], postgresql_where=passed)
     op.create_table(
         "settlements",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),

@@ -116,6 +116,14 @@ def test_a_retry_of_everything_by_mistake_is_refused(database: Database, argumen
     assert caught.value.field == field
 
 
+def test_a_purge_forgets_old_use(database: Database) -> None:
+    execute(database, "INSERT INTO agent_usage VALUES (now() - interval '3 days', 'default', 'bot', 1, 1, 1, 1)")
+
+    chores.purge_finished()
+
+    assert execute(database, "SELECT count(*) FROM agent_usage") == [(0,)]
+
+
 def test_a_chore_may_run_twice(database: Database) -> None:
     submit(database)
     make_old(database, days=1)

@@ -43,6 +43,15 @@ def test_five_models_on_four_gpus_are_loaded_seldom_and_waited_for_shortly(own_m
     assert result["throughput_by_fifo_best"] >= 0.9
 
 
+def test_a_popular_model_gets_as_many_gpus_as_its_agents_are_due() -> None:
+    arrivals = [Arrival(0.0, f"agent-{n}", "rare" if n == 0 else "popular", 0.5) for _ in range(900) for n in range(10)]
+
+    record = Cluster(Scenario(arrivals, list_gpus(2, slots=1), until=300)).run()
+
+    assert record.summarize()["jain"] >= 0.99
+    assert len(record.loads) <= 15
+
+
 def test_a_late_critical_task_starts_with_the_first_slot_that_frees() -> None:
     result = suite.measure_urgent(0, traces=25)
 

@@ -11,7 +11,7 @@ from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
 from bitinglip.streams.reader import connect
 from tests.conftest import System, eventually
-from tests.factories import execute, finish, make_echo, make_running, make_worker, read, submit
+from tests.factories import execute, finish, make_echo, make_running, make_worker, measure, read, submit
 
 
 @pytest.fixture
@@ -85,6 +85,7 @@ def test_dispatchers_share_the_work(processes: System, database: Database, urls:
     for name in ("first", "second", "third"):
         processes.start_dispatcher(name)
     make_worker(database, "shared", slots=100)
+    measure(database, *(f"agent-{n}" for n in range(7)))
     tasks = [submit(database, make_echo(agent=f"agent-{n % 7}"))[0] for n in range(150)]
     eventually(lambda: len(read_queue(urls, "shared")) == 150)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bitinglip.dispatcher.placement import Placement
-from bitinglip.dispatcher.plan import Closing, plan_pool
+from bitinglip.dispatcher.placement import Placement, WorkerRoom
+from bitinglip.dispatcher.plan import Closing, Lane, plan_pool
 from tests.dispatcher.fleet import SIZES, agents_of, make_agent, make_lane, make_worker, places_of
 
 
@@ -81,6 +81,7 @@ def test_an_idle_worker_lets_a_model_go_at_once() -> None:
     plan = plan_pool([make_lane("a", model="n")], [make_worker(2, models="m", memory=1)], sizes=SIZES)
 
     assert [item.placement for item in plan.assignments] == [Placement.IDLE]
+    assert not plan.passed
 
 
 def test_an_idle_worker_keeps_its_model_while_there_are_tasks_for_it() -> None:
@@ -177,6 +178,90 @@ def test_a_model_that_nobody_holds_is_loaded_before_a_second_copy() -> None:
     plan = plan_pool(lanes, [holder, make_worker(2, "empty", slots=1, memory=1)], sizes=SIZES)
 
     assert places_of(plan) == [("n", "empty")]
+
+
+def make_hot_model(*, lag: float, other_priority: str = "medium", free: int = 1) -> tuple[list[Lane], list[WorkerRoom]]:
+    """An agent whose model is held by a worker without room, and one that is so far ahead of it on another worker."""
+    workers = [
+        make_worker(0, "full", slots=1, held=2, models="m", in_use="m", memory=1),
+        make_worker(free, "other", slots=1, held=1, models="n", in_use="n", memory=1),
+    ]
+    ahead = make_lane(make_agent("ahead", 5 + lag), 3, model="n", priority=other_priority)
+    return [make_lane(make_agent("behind", 5), 3, model="m"), ahead], workers
+
+
+def test_an_agent_that_is_far_behind_gets_a_second_copy_of_its_model() -> None:
+    lanes, workers = make_hot_model(lag=10)
+
+    plan = plan_pool(lanes, workers, sizes=SIZES, copy_lag=10)
+
+    assert [(item.lane.agent.id, item.placement) for item in plan.assignments] == [("behind", Placement.BEHIND)]
+
+
+@pytest.mark.parametrize(("lag", "copy_lag"), [(9.9, 10), (1e9, None)])
+def test_an_agent_that_is_little_behind_waits_for_those_that_hold_its_model(lag: float, copy_lag: float | None) -> None:
+    lanes, workers = make_hot_model(lag=lag)
+
+    assert agents_of(plan_pool(lanes, workers, sizes=SIZES, copy_lag=copy_lag)) == ["ahead"]
+
+
+def test_no_further_copy_is_loaded_while_one_is_on_its_way() -> None:
+    lanes, workers = make_hot_model(lag=99)
+    loading = make_worker(0, "loading", slots=1, held=2, in_use="m", memory=1)
+
+    assert agents_of(plan_pool(lanes, [*workers, loading], sizes=SIZES, copy_lag=10)) == ["ahead"]
+
+
+def test_an_agent_that_is_behind_leaves_elders_their_grant() -> None:
+    lanes, workers = make_hot_model(lag=99, other_priority="low")
+    lanes.append(make_lane(make_agent("between", 6), 2, kind="text"))
+    workers.append(make_worker(2, "text", kinds=["text"]))
+
+    plan = plan_pool(lanes, workers, sizes=SIZES, grants=8, copy_lag=10)
+
+    assert agents_of(plan) == ["between", "ahead", "between"]
+
+
+def test_an_elder_without_a_place_does_not_stand_for_the_one_that_is_behind() -> None:
+    lanes, workers = make_hot_model(lag=99)
+    lanes.append(make_lane("elder", model="m", priority="low", seqs=[0]))
+
+    assert agents_of(plan_pool(lanes, workers, sizes=SIZES, grants=9, copy_lag=10)) == ["behind"]
+
+
+def test_a_model_that_leaves_is_not_called_back_for_an_agent_that_is_behind() -> None:
+    lanes, workers = make_hot_model(lag=99)
+    workers[1] = make_worker(1, "other", slots=1, held=1, models="m", in_use="n", memory=1)
+
+    assert agents_of(plan_pool(lanes, workers, sizes=SIZES, copy_lag=10)) == ["ahead"]
+
+
+def test_an_agent_that_is_behind_and_at_its_limit_gets_no_copy() -> None:
+    lanes, workers = make_hot_model(lag=99)
+    lanes[0].agent.allowance = 1
+    lanes.append(make_lane(lanes[0].agent, kind="text"))
+    workers.append(make_worker(1, "text", kinds=["text"]))
+
+    plan = plan_pool(lanes, workers, sizes=SIZES, copy_lag=10)
+
+    assert [(item.lane.agent.id, item.worker.name) for item in plan.assignments] == [
+        ("behind", "text"),
+        ("ahead", "other"),
+    ]
+
+
+def test_a_worker_that_changes_is_not_changed_again_for_an_agent_that_is_behind() -> None:
+    lanes, workers = make_hot_model(lag=99)
+    workers[1] = make_worker(1, "other", slots=1, held=1, models="o", in_use="on", memory=1)
+
+    assert agents_of(plan_pool(lanes, workers, sizes=SIZES, copy_lag=10)) == ["ahead"]
+
+
+def test_a_copy_counts_at_once_for_all_who_were_refused() -> None:
+    lanes, workers = make_hot_model(lag=99, free=2)
+    lanes.append(make_lane(make_agent("high", 500), model="m", priority="high"))
+
+    assert agents_of(plan_pool(lanes, workers, sizes=SIZES, copy_lag=10)) == ["behind", "behind"]
 
 
 def test_a_holder_that_may_not_take_the_task_keeps_no_other_from_loading_its_model() -> None:

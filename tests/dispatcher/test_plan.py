@@ -275,6 +275,18 @@ def test_every_tenth_grant_goes_to_the_oldest_task_of_a_lower_band() -> None:
     assert plan.grants == 50
 
 
+def test_an_elder_is_of_a_lower_band_than_the_one_that_is_served() -> None:
+    lanes = [
+        make_lane("high", 12, priority="high", seqs=range(100, 112)),
+        make_lane("medium", 20, seqs=range(1, 21)),
+        make_lane("low", priority="low", seqs=[50]),
+    ]
+
+    served = agents_of(plan_pool(lanes, [make_worker(25)]))
+
+    assert (served[9], served[19]) == ("medium", "low")
+
+
 def test_an_elder_without_a_place_leaves_its_grant_to_the_next() -> None:
     lanes = [
         make_lane("stuck", priority="low", kind="text"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bitinglip.domain.task import make_request
 from bitinglip.lifecycle import lease
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.claim import claim_reserved
@@ -379,3 +380,26 @@ def test_a_cost_that_is_not_known_yet_buys_no_place_beside_the_slots(database: D
     for task in granted:
         run_to_end(database, worker, task, seconds=1)
     assert len(dispatch(database)) == 8
+
+
+def test_a_model_that_found_its_place_is_passed_over_no_more(database: Database) -> None:
+    """Whoever waits for it begins to wait anew, or the next swap would come at once."""
+    make_worker(database, slots=1, kinds=("text",), models=("held",), model_bytes={"held": 60}, memory_limit_bytes=100)
+    execute(database, "INSERT INTO models (name, held_bytes) VALUES ('held', 60), ('away', 60)")
+    agents = {"first": "held", "second": "away", "third": "away"}
+    submit(
+        database,
+        *(
+            make_request("text", {"prompt": "hello"}, model=model, agent_id=agent)
+            for agent, model in agents.items()
+            for _ in range(6)
+        ),
+    )
+    passed = "SELECT agent_id FROM lanes WHERE passed_at IS NOT NULL ORDER BY 1"
+    assert {read(database, task).model for task in dispatch(database)} == {"held"}
+    assert execute(database, passed) == [("second",), ("third",)]
+    execute(database, "UPDATE lanes SET passed_at = now() - interval '1 hour' WHERE passed_at IS NOT NULL")
+
+    granted = dispatch(database)
+    assert [read(database, task).agent_id for task in granted] == ["second"]
+    assert execute(database, passed) == []

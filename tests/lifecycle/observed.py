@@ -59,8 +59,8 @@ LEGAL: Mapping[str, Mapping[tuple[str | None, str | None], Price]] = {
 
 _TASKS = """
 SELECT t.id, coalesce(t.queue_state::text, t.status::text) AS place, t.attempt, t.failures, t.max_attempts, t.type,
-       t.model, t.agent_id, t.priority, t.idempotency_key, t.worker_id, t.has_children, t.suspect, t.cancel_requested_at,
-       t.started_at, t.finished_at, t.error_code, d.error ->> 'code' AS error, d.result
+       t.model, t.agent_id, t.priority, t.idempotency_key, t.worker_id, t.has_children, t.suspect,
+       t.cancel_requested_at, t.started_at, t.finished_at, t.error_code, d.error ->> 'code' AS error, d.result
 FROM tasks AS t LEFT JOIN task_details AS d ON d.task_id = t.id ORDER BY t.seq
 """
 _ATTEMPTS = "SELECT task_id, attempt, worker_id, outcome FROM attempts ORDER BY task_id, attempt"

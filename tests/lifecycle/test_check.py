@@ -47,7 +47,7 @@ CAUSED = {"queue forgotten by name": "queue_forgotten"}
 
 
 def name_code(name: str) -> str:
-    return CAUSED.get(name, name.split()[0])
+    return CAUSED.get(name, name.partition(" ")[0])
 
 
 @pytest.fixture

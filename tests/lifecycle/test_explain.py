@@ -276,6 +276,23 @@ def test_a_model_that_must_wait_for_its_swap_says_how_long(database: Database) -
     assert "swap in" in found.release
 
 
+def test_a_task_whose_model_others_keep_busy_is_told_where_it_is(database: Database) -> None:
+    know(database, one=6 * GB, two=6 * GB)
+    busy = make_worker(database, "busy", kinds=("text",), slots=1, models=["one"], memory_limit_bytes=8 * GB)
+    free = make_worker(database, "free", kinds=("text",), slots=2, models=["two"], memory_limit_bytes=8 * GB)
+    for worker, model in ((busy, "one"), (busy, "one"), (free, "two"), (free, "two")):
+        make_running(database, worker, make_text(model))
+    submit(database, make_text("two", agent="other"))
+    task = submit(database, make_text("one"))[0]
+    assert len(dispatch(database)) == 1
+
+    found = explain(database, task)
+
+    assert (found.code, found.position) == ("model_busy", 0)
+    assert found.message.startswith("it is next, and its model 'one' is held by busy only, whose 1 slots are taken: 2 ")
+    assert found.details["slots"] == 1
+
+
 def test_a_reserved_task_says_what_runs_before_it(database: Database) -> None:
     worker = make_worker(database, "w", slots=1)
     make_running(database, worker)
@@ -299,6 +316,29 @@ def test_a_task_whose_engine_starts_says_so(database: Database) -> None:
         "engine_starting",
         "the engine of worker w, which it was given to, is starting",
     )
+
+
+def test_a_task_whose_worker_has_gone_silent_says_so(database: Database) -> None:
+    make_worker(database, "w")
+    submit(database)
+    (task,) = dispatch(database)
+    execute(database, "UPDATE workers SET lease_expires_at = now()")
+
+    found = explain(database, task)
+
+    assert (found.code, found.message) == ("worker_silent", "worker w, which it was given to, has gone silent")
+
+
+def test_tasks_of_models_that_are_elsewhere_do_not_go_before(database: Database) -> None:
+    for name in ("one", "two"):
+        worker = make_worker(database, name, kinds=("text",), slots=1, models=[name])
+        for _ in range(2):
+            make_running(database, worker, make_text(name))
+    submit(database, *(make_text("two", agent="other") for _ in range(5)), make_text("one", agent="other"))
+    task = submit(database, make_text("one"))[0]
+    assert dispatch(database) == []
+
+    assert explain(database, task).position == 1
 
 
 def test_a_running_task_names_its_worker(database: Database) -> None:

@@ -45,7 +45,8 @@ FILL = (
     SELECT id, 'echo', '{}', CASE WHEN seq % 1000 = 0 THEN jsonb_build_object('run', seq / 1000) ELSE '{}' END
     FROM tasks
     """,
-    "INSERT INTO queues (type, model, agent_id, priority) SELECT DISTINCT type, coalesce(model, ''), agent_id, priority FROM tasks",
+    "INSERT INTO queues (type, model, agent_id, priority)"
+    " SELECT DISTINCT type, coalesce(model, ''), agent_id, priority FROM tasks",
     "INSERT INTO agents (id) SELECT DISTINCT agent_id FROM tasks",
 )
 
