@@ -152,10 +152,8 @@ def _compete(pair: tuple[str, str], workers: Sequence[Row[Any]], *, are_holders:
 def _find_virtual_time(arrival: Row[Any]) -> float:
     """The agent's; one that returns from idle begins where the least active one is."""
     own = float(arrival.virtual_time)
-    if arrival.is_active:
-        return own
-    clock = own if arrival.in_flight else arrival.clock
-    return max(own, clock if arrival.least is None else arrival.least)
+    # Where nobody waits, nobody is compared with it.
+    return own if arrival.is_active or arrival.least is None else max(own, arrival.least)
 
 
 class _Served:

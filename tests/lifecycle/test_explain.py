@@ -335,10 +335,12 @@ def test_tasks_of_models_that_are_elsewhere_do_not_go_before(database: Database)
         for _ in range(2):
             make_running(database, worker, make_text(name))
     submit(database, *(make_text("two", agent="other") for _ in range(5)), make_text("one", agent="other"))
-    task = submit(database, make_text("one"))[0]
+    task = submit(database, *(make_text("one") for _ in range(3)))[2]
     assert dispatch(database) == []
 
-    assert explain(database, task).position == 1
+    found = explain(database, task)
+
+    assert (found.details["own"], found.details["rivals"], found.position) == (2, 1, 3)
 
 
 def test_a_running_task_names_its_worker(database: Database) -> None:

@@ -104,22 +104,6 @@ def test_an_agent_that_is_new_begins_where_the_least_active_one_is(database: Dat
     assert quote(database, make_echo(agent="new")).position == 1
 
 
-def test_an_agent_that_is_new_begins_where_the_one_served_last_was_when_nobody_waits(database: Database) -> None:
-    fill(database)
-    know_costs(database, cost=1.0)
-    first = quote(database, make_echo(agent="new"))
-    (task,) = submit(database, make_echo(agent="before"))
-    dispatch(database)
-
-    # `before` was served twice; `new` is not two turns ahead of it for having been away.
-    assert first.position == 0
-    assert quote(database, make_echo(agent="new")).position == 1
-    assert find_position(database, task) == 0
-    submit(database, *(make_echo(agent="new") for _ in range(3)))
-    dispatch(database)
-    assert find_position(database, task) == 0
-
-
 def test_a_wait_follows_from_the_running_seconds_and_the_slots(database: Database) -> None:
     fill(database, slots=4)
     know_costs(database, cost=2.0, running=10.0)
