@@ -171,7 +171,8 @@ def count_open(client: Client) -> int:
 def clear(client: Client) -> None:
     """Remove every task, so that each round starts alike."""
     with client.database.transaction() as connection:
-        connection.execute(text("TRUNCATE tasks, task_details, attempts, dependencies, queues, lanes, settlements, quotes"))
+        names = "tasks, task_details, attempts, dependencies, quotes, queues, lanes, settlements"
+        connection.execute(text(f"TRUNCATE {names}"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.database import Database
-from bitinglip.store.tables import metadata
+from bitinglip.store.tables import tasks
 
 ADVISORY_LOCK = 0x62697401
 
@@ -18,7 +18,7 @@ def run_migrations() -> None:
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
-        context.configure(connection=connection, target_metadata=metadata, compare_server_default=False)
+        context.configure(connection=connection, target_metadata=tasks.metadata, compare_server_default=False)
         with context.begin_transaction():
             context.run_migrations()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})

@@ -14,8 +14,8 @@
 
 Invariants:
 
-- Plan and reserve run under one advisory lock, so any number of dispatchers may run and any may be killed: slots, limits
-  and budgets are never over-filled.
+- Plan and reserve run under one advisory lock, so any number of dispatchers may run and any may be killed: slots,
+  limits and budgets are never over-filled.
 - An agent is charged when a task is reserved, and what was charged is settled exactly once, whatever becomes of the
   task: the statement that takes it from its worker records the settlement.
 - No lease is ended within a lease of PostgreSQL's return: workers that could not renew theirs get their time.

@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 
 from bitinglip.dispatcher.plan import lift
 from bitinglip.store.lanes import NEW_PER_ROUND, LaneKey, list_arrivals, list_new_lanes, open_lanes
+from bitinglip.store.statement import age_plans
 
 
 def admit_arrivals(connection: Connection, kinds: Mapping[str, Sequence[str]]) -> bool:
@@ -24,6 +25,7 @@ def admit_arrivals(connection: Connection, kinds: Mapping[str, Sequence[str]]) -
         ours = [key for of_pool, key in new if of_pool == pool or (of_pool is None and key.type in pool_kinds)]
         if ours:
             open_lanes(connection, pool, ours, _lift_agents(connection, pool, ours))
+    age_plans(connection, 1 + len(new))
     return len(new) >= NEW_PER_ROUND
 
 

@@ -1,6 +1,6 @@
 """What PostgreSQL holds: the truth about every task, and the queue itself.
 
-    tables      the schema; alembic compares the migrations with it
+    tables      the schema, with sharing_tables and columns; alembic compares the migrations with it
     storage     fill factors, and when what is dead is cleared away
     consistency what should hold together, found and put right
     statement   a statement that each connection plans once
@@ -17,7 +17,9 @@
     records     retry, edit, delete
     recurring   which due times have been run
     reports     a day's figures by agent
-    agents      weights and limits
+    agents      weights, limits, budgets
+    fleet       what the workers could do at all
+    models      what models take; `loads`: where they failed to load
     queries     what people ask: lists, counts
     explaining  what is asked to explain a wait
     quoting     what was foretold, and what became of it

@@ -62,9 +62,9 @@ def test_the_migrations_make_the_tables_that_the_code_describes(database: Databa
 def test_the_migrations_make_the_constraints_indexes_and_storage_that_the_code_describes(
     empty: Database, database: Database
 ) -> None:
-    from bitinglip.store.tables import metadata
+    from bitinglip.store.tables import tasks
 
-    metadata.create_all(empty.engine)
+    tasks.metadata.create_all(empty.engine)
     describe = """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
         WHERE connamespace = 'public'::regnamespace AND contype = 'c' AND conrelid::regclass::text <> 'alembic_version'
