@@ -30,6 +30,7 @@ An error carries data and builds its message from it: what is wrong, which value
 cross process borders as `(code, message, retryable)`, never as pickled exceptions.
 """
 
+import uuid
 from typing import ClassVar
 
 
@@ -109,7 +110,8 @@ class TaskNotFoundError(NotFoundError):
 
     def __init__(self, task_id: object) -> None:
         self.task_id = task_id
-        super().__init__(f"task {_shorten(task_id)} is not known; list them with 'bitinglip task list'")
+        shown = task_id if isinstance(task_id, uuid.UUID) else _shorten(task_id)
+        super().__init__(f"task {shown} is not known; list them with 'bitinglip task list'")
 
 
 class ModelNotFoundError(NotFoundError):

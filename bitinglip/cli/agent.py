@@ -35,7 +35,7 @@ for command in (agents, next_, renew, complete, fail):
     ),
 )
 @click.argument("agent_id", metavar="AGENT")
-@click.option("--weight", type=float, metavar="W", help="Its share of the workers, up to 1,000.  [default: 1]")
+@click.option("--weight", type=float, metavar="W", help="Its share of the workers, 0.001 to 1,000.  [default: 1]")
 @click.option(
     "--max-priority",
     type=click.Choice([*(priority.value for priority in Priority), NONE]),

@@ -55,7 +55,7 @@ def write_quote(client: Client, kind: str, fields: Mapping[str, Any], *, as_json
     if as_json:
         write_json(asdict(found))
         return
-    click.echo(_make_sentence(found.message))
+    click.echo(_make_sentence(f"if it were submitted now: {found.message}"))
     rows = [(name.replace("_", " "), value) for name, value in asdict(found).items() if name != "message"]
     write_table(["field", "value"], rows)
 

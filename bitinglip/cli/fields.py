@@ -35,5 +35,5 @@ def _find_option(field: str) -> str:
             if isinstance(parameter, click.Argument):
                 return parameter.human_readable_name
             option = parameter.opts[0]
-            return option if option.strip("-") == name else f"{option} ({field})"
+            return option if option.strip("-").replace("-", "_") == name else f"{option} ({field})"
     return field

@@ -46,10 +46,13 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """The lines of a table: columns as wide as their widest cell, numbers to the right."""
+    """The lines of a table: columns as wide as their widest cell; numbers, and what lacks one, to the right."""
     cells = [[_format_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    is_number = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(headers))]
+    is_number = [
+        all(isinstance(row[index], int | float | None) for row in rows) and any(row[index] is not None for row in rows)
+        for index in range(len(headers))
+    ]
     return [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

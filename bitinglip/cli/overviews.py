@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,12 +11,15 @@ from bitinglip.cli.output import examples, format_table, json_option, say, write
 from bitinglip.client import Client
 from bitinglip.store.queries import MAX_PAGE, list_agents, list_queues
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 WATCH_SECONDS = 1.0
 
 _DRIFTING = frozenset({"longest_wait_seconds", "share", "due_share"})
 """What changes with the time alone: a watch writes no new lines for it."""
 
-_QUEUE_COLUMNS = {
+QUEUE_COLUMNS = {
     "agent": "agent_id",
     "priority": "priority",
     "type": "type",
@@ -28,23 +31,23 @@ _QUEUE_COLUMNS = {
     "weight": "weight",
     "share": "share",
     "due": "due_share",
-    "longest wait s": "longest_wait_seconds",
+    "wait s": "longest_wait_seconds",
     "closed": "closed",
 }
 
-_AGENT_COLUMNS = {
+AGENT_COLUMNS = {
     "agent": "id",
     "weight": "weight",
     "share": "share",
     "due": "due_share",
+    "closed": "closed",
     "pending": "pending",
     "reserved": "reserved",
-    "in progress": "in_progress",
+    "running": "in_progress",
     "completed": "completed",
     "failed": "failed",
     "cancelled": "cancelled",
-    "longest wait s": "longest_wait_seconds",
-    "closed": "closed",
+    "wait s": "longest_wait_seconds",
     "max priority": "max_priority",
     "max queued": "max_queued",
     "max running": "max_running",
@@ -69,14 +72,14 @@ def queues(agent_id: str | None, *, limit: int, watch: bool, as_json: bool) -> N
 
     `ready` waits to be given to a worker, `later` for its time or for other tasks, `reserved` is at hand in a worker,
     `running` is generated now. `share` is the agent's part of what all used in the last hour, `due` the part that its
-    weight gives it among those that asked for anything.
+    weight gives it among those that asked for anything. `wait s` is for how long the oldest that is ready has been.
     """
 
     def read(client: Client) -> list[Document]:
         with client.database.transaction() as connection:
             return [dict(row._mapping) for row in list_queues(connection, agent_id, limit=limit)]
 
-    _show(read, _QUEUE_COLUMNS, limit=limit, watch=watch, as_json=as_json)
+    _show(read, QUEUE_COLUMNS, limit=limit, watch=watch, as_json=as_json)
 
 
 @click.command(
@@ -89,14 +92,16 @@ def agents(*, limit: int, watch: bool, as_json: bool) -> None:
     """List the agents: their weights and limits, what they had of the workers, and their tasks by status.
 
     `share` is its part of what all used in the last hour, `due` the part that its weight gives it among those that
-    asked for anything. `closed` says why nothing of it is given to workers. Of each status up to 1,000 are counted.
+    asked for anything. `closed` says why nothing of it is given to workers, `wait s` for how long the oldest of its
+    tasks that are ready has been. Before a daily limit stands what was used of it today. Of each status up to 1,000 are
+    counted.
     """
 
     def read(client: Client) -> list[Document]:
         with client.database.transaction() as connection:
             return [dict(row._mapping) for row in list_agents(connection, limit=limit)]
 
-    _show(read, _AGENT_COLUMNS, limit=limit, watch=watch, as_json=as_json)
+    _show(read, AGENT_COLUMNS, limit=limit, watch=watch, as_json=as_json)
 
 
 def _show(
@@ -122,10 +127,18 @@ def _write(items: Sequence[Document], columns: Mapping[str, str], *, as_json: bo
 
 
 def _make_row(item: Document, columns: Mapping[str, str]) -> tuple[object, ...]:
-    return tuple(
-        f"{item[name]:.1%}" if name.endswith("share") and item[name] is not None else item[name]
-        for name in columns.values()
-    )
+    return tuple(_make_cell(item, name) for name in columns.values())
+
+
+def _make_cell(item: Document, name: str) -> object:
+    value = item[name]
+    if value is None:
+        return None
+    if name.endswith("share"):
+        return f"{value:.1%}".rjust(len("100.0%"))
+    if name.startswith("daily_"):
+        return f"{item[name.replace('daily', 'spent')]:,.10g} of {value:,.10g}"
+    return value
 
 
 def _watch_lines(read: Callable[[], list[Document]], columns: Mapping[str, str], *, as_json: bool) -> None:
@@ -142,10 +155,23 @@ def _watch_lines(read: Callable[[], list[Document]], columns: Mapping[str, str],
 
 def _watch_screen(read: Callable[[], list[Document]], columns: Mapping[str, str]) -> None:
     from rich.live import Live
-    from rich.text import Text
 
     with Live(auto_refresh=False) as live:
         while True:
-            rows = [_make_row(item, columns) for item in read()]
-            live.update(Text("\n".join(format_table([*columns], rows))), refresh=True)
+            live.update(draw(read(), columns), refresh=True)
             time.sleep(WATCH_SECONDS)
+
+
+def draw(items: Sequence[Document], columns: Mapping[str, str]) -> "Text":
+    """A table with a line for each item however narrow the screen is.
+
+    Args:
+        items: One a line.
+        columns: Headers and what is under them. One that nobody has would push others beyond the margin: it is left
+            out.
+    """
+    from rich.text import Text
+
+    used = {header: name for header, name in columns.items() if any(item[name] is not None for item in items)}
+    lines = format_table([*used], [_make_row(item, used) for item in items]) if items else ["nothing yet"]
+    return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")

@@ -203,11 +203,14 @@ class Fleet:
             and not any(model in other.in_use and model not in other.models for other in self._workers)
         )
 
-    def find_yielding(self, urgent: Iterable[Key]) -> set[uuid.UUID]:
+    def find_yielding(self, urgent: Iterable[tuple[Key, bool]]) -> set[uuid.UUID]:
         """Workers whose reservations give way, so that an urgent task begins in the next slot that frees.
 
+        Only those to which it could then go: what gave way for one that stays away comes back at once, to give way
+        again.
+
         Args:
-            urgent: Types, models and agents of tasks that wait for room.
+            urgent: Types, models and agents of tasks that wait for room, and whether any worker may swap for them.
         """
         yielding = {
             worker.id
@@ -215,16 +218,26 @@ class Fleet:
             # One that has a slot for each of its tasks has one for the urgent.
             if worker.urgent and worker.unclaimed > worker.urgent and worker.held > worker.slots
         }
-        for type_, model, agent_id in dict.fromkeys(self._make_key(*asked) for asked in urgent):
+        for (type_, model, agent_id), may_swap in dict.fromkeys((self._make_key(*key), swap) for key, swap in urgent):
             size = self._sizes.get(model, 0)
             yielding |= {
                 worker.id
                 for worker in self._workers
                 if worker.unclaimed > worker.urgent
                 and worker.may_take(type_, model, agent_id, size)
-                and self._can_hold(worker, model)
+                and self._could_give_room(worker, model, size, may_swap=may_swap)
             }
         return yielding
+
+    def _could_give_room(self, worker: WorkerRoom, model: str, size: int, *, may_swap: bool) -> bool:
+        """Whether a task could begin on a worker if those gave way that have not begun there."""
+        if not model or self._holds(worker, model):
+            return self._can_hold(worker, model)
+        stays = worker.held - (worker.unclaimed - worker.urgent)
+        # With one slot: when it frees, nothing stays.
+        if not stays or worker.slots == 1 or self._fits(worker, size):
+            return True
+        return may_swap and not self._is_changing(worker) and not any(self._holds(w, model) for w in self._workers)
 
     def _make_key(self, type_: str, model: str, agent_id: str) -> Key:
         return type_, model, agent_id if agent_id in self._named_agents else ""

@@ -250,7 +250,7 @@ class _Round:
             self._behind = None
             self._serve(rank, {number: times[number] for number in self._put_off if number in times}, leftover=True)
         urgent = [
-            (lane.type, lane.model, lane.agent.id)
+            ((lane.type, lane.model, lane.agent.id), (lane.type, lane.model) in self._overdue)
             for number in self._bands.get(URGENT_RANK, ())
             if (lane := self._lanes[number]).heads and lane.agent.allowance != 0
         ]

@@ -39,6 +39,9 @@ from bitinglip.store.queues import (
 
 ELDERS_SPARE = 2
 
+MANY = 1_000_000
+"""More tasks than an agent may have in flight."""
+
 _RANKS = {priority.value: priority.rank for priority in Priority}
 
 
@@ -136,13 +139,17 @@ def _fill_pool(
     lag = _find_copy_lag(rows, swap_seconds)
     plan = plan_pool(lanes, workers, sizes=sizes, grants=grants, swap_seconds=swap_seconds, copy_lag=lag)
     reserved = _reserve(connection, pool, plan)
-    emptied = [_key(lane) for lane, out in zip(lanes, ran_out, strict=True) if out and not lane.heads]
+    # One whose tasks somebody held is not empty.
+    missed = {_key(item.lane) for item in plan.assignments}.difference(_key(item.lane) for item in reserved)
+    emptied = [
+        key for key, lane, out in zip(keys, lanes, ran_out, strict=True) if out and not lane.heads and key not in missed
+    ]
     if emptied:
         mark_emptied(connection, emptied)
     _record_places(connection, pool, plan, lanes)
     if plan.yielding != marked:
         set_yielding(connection, plan.yielding, plan.yielding ^ marked)
-    changed = bool(plan.assignments or emptied or plan.closed)
+    changed = bool(reserved or emptied or plan.closed)
     return reserved, changed and any(worker.free > 0 for worker in workers)
 
 
@@ -211,8 +218,10 @@ def _limit(agent: Agent, row: Any) -> None:
     ):
         if budget is not None:
             # Before the first is measured: one at a time.
-            left = (budget - spent) / peak - in_flight if peak else (spent < budget) - in_flight
-            bounds.append((int(left), Closing.DAILY_BUDGET))
+            left = min((budget - spent) / peak, MANY) - in_flight if peak else (spent < budget) - in_flight
+            # The first of a day always: else a peak greater than the budget would never be forgotten.
+            first = not spent and not in_flight
+            bounds.append((max(int(left), first), Closing.DAILY_BUDGET))
     for allowance, limit in bounds:
         if agent.allowance is None or allowance < agent.allowance:
             agent.allowance, agent.limit = max(0, allowance), limit

@@ -41,7 +41,7 @@ class AgentEdit(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     agent_id: AgentId
-    weight: float = Field(default=1.0, gt=0, le=1_000)
+    weight: float = Field(default=1.0, ge=0.001, le=1_000)
     max_priority: Priority | None = None
     max_queued: int | None = Field(default=None, ge=1, le=10_000_000)
     max_running: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -71,7 +71,10 @@ def edit_agent(database: Database, agent_id: str, *, force: bool = False, **fiel
     changes = edit.model_dump(exclude_unset=True, exclude={"agent_id"})
     with database.transaction() as connection:
         _lock(connection)
+        if "weight" in changes:
+            agents.reweigh_agent(connection, edit.agent_id, edit.weight)
         changed = agents.set_agent(connection, edit.agent_id, **changes)
+        agents.recount_in_flight(connection, edit.agent_id)
         if edit.max_running is not None and not force:
             _check_running(connection, edit.agent_id, edit.max_running)
         if edit.daily_seconds is not None or edit.daily_tokens is not None:

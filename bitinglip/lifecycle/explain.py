@@ -72,7 +72,7 @@ def explain_task(database: Database, task_id: uuid.UUID, *, swap_seconds: float)
 
     found = retry_once(read)
     if found is None:
-        raise TaskNotFoundError(task_id)
+        raise TaskNotFoundError(str(task_id))
     return found
 
 
@@ -101,11 +101,12 @@ def _explain_run(task: Row[Any]) -> Explanation:
         details = {"worker": worker, "since": task.started_at, "progress": task.progress, "seconds": seconds}
         if task.cancel_requested_at is not None:
             return Explanation(Reason.CANCELLING, f"worker {worker} stops it, as it was cancelled", details=details)
-        message = f"worker {worker} runs it since {seconds:,.1f} s, attempt {task.attempt}, {task.progress:.0%} done"
+        message = f"worker {worker} has run it for {seconds:,.1f} s, attempt {task.attempt}, {task.progress:.0%} done"
         return Explanation(Reason.IN_PROGRESS, message, "its end", details=details)
     details = {"error_code": task.error_code, "finished_at": task.finished_at}
     if status is Status.COMPLETED:
-        return Explanation(Reason.COMPLETED, f"it has completed at {task.finished_at:%Y-%m-%d %H:%M:%S} UTC", None)
+        message = f"it completed at {task.finished_at:%Y-%m-%d %H:%M:%S} UTC"
+        return Explanation(Reason.COMPLETED, message, details=details)
     message = f"it has {status}: {task.error_code}" if status is Status.FAILED else "it was cancelled"
     if task.error_message:
         message = f"{message}: {task.error_message}"
@@ -143,7 +144,7 @@ def _explain_reservation(task: Row[Any]) -> Explanation:
         return Explanation(Reason.ENGINE_STARTING, message, "the engine's start", before, details)
     message = f"worker {name} has it at hand; it runs {task.running} on {task.slots} slots"
     if task.reserved_before:
-        message = f"{message}, and {task.reserved_before} begin before it"
+        message = f"{message}, and {task.reserved_before} more begin before it"
     return Explanation(Reason.RESERVED, message, "the end of one of these", before, details)
 
 
@@ -242,8 +243,8 @@ def _explain_passing(
         "workers": {worker.name: sorted({*worker.models, *worker.in_use}) for worker in able[:NAMED]},
     }
     message = (
-        f"it was passed over since {passed:,.1f} s: no worker holds model {key.model!r}, and on none that may take it "
-        f"({_join([worker.name for worker in able])}) is there memory beside the models there"
+        f"it has been passed over for {passed:,.1f} s: no worker holds model {key.model!r}, and on none that may take "
+        f"it ({_join([worker.name for worker in able])}) is there memory beside the models there"
     )
     release = f"an idle worker, or the swap in {remaining:,.1f} s"
     return Explanation(Reason.PASSED_OVER, message, release, line.position, details)
@@ -255,14 +256,14 @@ def _explain_line(connection: Connection, key: LaneKey, able: Sequence[Row[Any]]
     holders = find_holders(able, key.model)
     names = _join([worker.name for worker in holders or able])
     if line.position:
-        return _explain_others(key, line, f"{line.slots} slots of {names} are taken")
+        return _explain_others(key, line, _describe_full(line.slots, names))
     held = f"{line.running:,} running and {line.reserved:,} at hand"
     details = {**asdict(line), "workers": {worker.name: worker.held for worker in (holders or able)[:NAMED]}}
     if holders and count_room(able):
         message = f"it is next, and its model {key.model!r} is held by {names} only, whose {line.slots} slots are taken"
         release = "the end of one of the tasks there, or an empty slot elsewhere, which would load a second copy"
         return Explanation(Reason.MODEL_BUSY, f"{message}: {held}", release, 0, details)
-    message = f"it is next, and all {line.slots} slots of {names} are taken: {held}"
+    message = f"it is next, and {_describe_full(line.slots, names)}: {held}"
     return Explanation(Reason.WORKERS_FULL, message, "the end of one of the tasks there", 0, details)
 
 
@@ -280,19 +281,31 @@ def _explain_others(key: LaneKey, line: Line, full: str) -> Explanation:
     about = "" if line.is_exact else "about "
     if line.urgent:
         reason = Reason.MORE_URGENT_FIRST
-        message = f"{about}{line.urgent:,} tasks of a more urgent priority than {key.priority} go before it"
-    elif line.rivals:
+        message = f"{about}{_count(line.urgent, 'task')} of a more urgent priority than {key.priority}"
+    elif line.own and (line.least is None or line.virtual_time < line.least or not line.rivals):
+        # It is the agent's turn, and not this task's.
+        reason = Reason.OLDER_FIRST
+        message = f"{about}{_count(line.own, 'older task')} of agent {key.agent_id!r}"
+        if line.rivals:
+            message = f"{message}, and meanwhile {line.rivals:,} of {_count(line.agents, 'other agent')},"
+    else:
         reason = Reason.AGENT_TURN
         times = f"its virtual time is {line.virtual_time:,.2f}, the least of the others {line.least or 0.0:,.2f}"
-        before = f"{about}{line.rivals:,} tasks of {line.agents:,} other agents go before it"
-        message = (
-            f"it is not the turn of agent {key.agent_id!r}: {times}; {before}, and {line.own:,} older ones of its own"
-        )
-    else:
-        reason = Reason.OLDER_FIRST
-        message = f"{about}{line.own:,} older tasks of agent {key.agent_id!r} go before it"
+        message = f"it is not the turn of agent {key.agent_id!r}: {times}; "
+        message += f"{about}{_count(line.rivals, 'task')} of {_count(line.agents, 'other agent')}"
+        if line.own:
+            message = f"{message}, and {line.own:,} older of its own,"
+    message = f"{message} {'goes' if (line.urgent or line.position) == 1 else 'go'} before it"
     release = "the end of what goes before it"
     return Explanation(reason, f"{message}; {full}", release, line.position, asdict(line))
+
+
+def _describe_full(slots: int, names: str) -> str:
+    return f"the only slot of {names} is taken" if slots == 1 else f"all {slots:,} slots of {names} are taken"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _join(names: Sequence[str], separator: str = ", ") -> str:

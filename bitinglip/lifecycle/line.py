@@ -1,8 +1,8 @@
 """Who goes before a task, and how long that takes: the dispatcher's order, foretold.
 
-A task with `own` older ones before it in its agent's band has its turn when the agent's virtual time has come to
+A task with older ones of its agent before it, of whatever types, has its turn when the agent's virtual time has come to
 
-    start = virtual_time + own * cost / weight
+    start = virtual_time + their cost / weight
 
 Until then another agent of the band, which is at `v` now, is served as many tasks as bring it there, at most all that
 it has:
@@ -103,7 +103,7 @@ def read_line(
     )
     turn = get_turn(connection, pool, key, seq, pairs)
     virtual_time = _find_virtual_time(list_arrivals(connection, pool, [key.agent_id])[0])
-    start = virtual_time + (turn.own + turn.own_urgent) * turn.cost / weight
+    start = virtual_time + turn.own_cost / weight
     rows = list_rivals(connection, pool, key, start, pairs)
     served = _Served(key.agent_id, seq, start)
     for urgent in (True, False):
@@ -116,7 +116,7 @@ def read_line(
         own=turn.own,
         is_exact=served.is_exact and turn.own < DEPTH_BOUND and len(found) < PAIRS_BOUND,
         running_seconds=turn.running_seconds,
-        seconds_before=served.seconds + turn.own * turn.running_seconds,
+        seconds_before=served.seconds + turn.own_seconds,
         measured=turn.measured,
         cost=turn.cost,
         virtual_time=virtual_time,

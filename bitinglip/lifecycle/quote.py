@@ -207,10 +207,16 @@ def _put_off(quote: Quote, request: TaskRequest) -> Quote:
     code, message, release = quote.code, quote.message, quote.release
     p50, p90 = quote.wait_p50_seconds, quote.wait_p90_seconds
     if request.depends_on:
-        code, message = Reason.BLOCKED, f"it depends on {len(request.depends_on):,} tasks; then: {message}"
-        release, p50, p90 = "their completion", None, None
+        parents = len(request.depends_on)
+        code, message = Reason.BLOCKED, f"it depends on {parents:,} task{'s' * (parents != 1)}; then: {message}"
+        release, p50, p90 = "its completion" if parents == 1 else "their completion", None, None
     elif request.not_before is not None:
         delay = max(0.0, (request.not_before - datetime.now(UTC)).total_seconds())
-        code, message = Reason.SCHEDULED, f"it is not to start before {request.not_before}; then: {message}"
+        when = f"{request.not_before.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        code, message, release = (
+            Reason.SCHEDULED,
+            f"it is not to start before {when}; then: {message}",
+            f"the time: {when}",
+        )
         p50, p90 = (None if wait is None else wait + delay for wait in (p50, p90))
     return Quote(quote.feasible, code, message, release, quote.position, p50, p90, quote.engine_seconds, quote.pool)

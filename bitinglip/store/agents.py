@@ -52,6 +52,62 @@ def count_in_flight(connection: Connection, agent_id: str) -> int:
     return connection.scalar(_IN_FLIGHT, {"id": agent_id}) or 0
 
 
+_HELD = """
+    SELECT pool, count(*) FILTER (WHERE released IS NULL) + coalesce(sum(released), 0) AS tasks, sum(charged) AS charged
+    FROM (
+        SELECT w.pool, NULL AS released, t.charged FROM tasks AS t JOIN workers AS w ON w.id = t.worker_id
+        WHERE t.agent_id = :id AND t.worker_id IS NOT NULL AND t.finished_at IS NULL AND t.charged IS NOT NULL
+        UNION ALL SELECT pool, released, charged FROM settlements WHERE agent_id = :id
+    ) AS each GROUP BY pool
+"""
+"""By pool, what an agent was charged for and what is not settled yet."""
+
+_RECOUNT = text(f"""
+WITH held AS ({_HELD})
+UPDATE agent_shares AS s SET in_flight = coalesce((SELECT tasks FROM held WHERE held.pool = s.pool), 0)
+WHERE s.agent_id = :id
+""")
+
+
+def recount_in_flight(connection: Connection, agent_id: str) -> None:
+    """Count anew what an agent has in flight: processes of releases before 0.2 end tasks and count nothing down.
+
+    Only under the dispatch lock.
+    """
+    connection.execute(_RECOUNT, {"id": agent_id})
+
+
+_REWEIGH = text(f"""
+WITH held AS ({_HELD}), stands AS (
+    SELECT s.pool, least(1, a.weight / :weight) AS shrinks, coalesce(held.charged, 0) AS charged,
+           s.virtual_time - coalesce(held.charged, 0) / a.weight AS settled,
+           (SELECT min(l.virtual_time) FROM lanes AS l
+            WHERE l.pool = s.pool AND l.closed IS NULL AND l.agent_id <> :id) AS least
+    FROM agents AS a JOIN agent_shares AS s ON s.agent_id = a.id LEFT JOIN held ON held.pool = s.pool
+    WHERE a.id = :id AND a.weight <> :weight
+), moved AS (
+    UPDATE agent_shares AS s SET virtual_time = charged / :weight
+        + settled - (1 - shrinks) * greatest(0, settled - coalesce(least, settled))
+    FROM stands WHERE s.pool = stands.pool AND s.agent_id = :id
+    RETURNING s.pool, s.virtual_time
+)
+UPDATE lanes AS l SET virtual_time = moved.virtual_time FROM moved
+WHERE l.pool = moved.pool AND l.agent_id = :id AND l.closed IS NULL
+""")
+
+
+def reweigh_agent(connection: Connection, agent_id: str, weight: float) -> None:
+    """Before an agent is given another weight: have it stand where it would with that one.
+
+    What is in flight counts by the new weight, by which it will be settled: else a smaller one would make a fortune of
+    a refund. What it is ahead of the others shrinks with a greater one: else it would wait for hours until they have
+    what it was charged before.
+
+    Only under the dispatch lock.
+    """
+    connection.execute(_REWEIGH, {"id": agent_id, "weight": weight})
+
+
 _COUNT_SPENT = text("""
 UPDATE agents AS a SET spent_on = (now() AT TIME ZONE 'UTC')::date, spent_seconds = today.seconds,
                        spent_tokens = today.tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from bitinglip.store.clauses import refund_charges, wake_queues
-from bitinglip.store.queues import DISPATCH_LOCK, RECHECK_SECONDS
+from bitinglip.store.queues import DEPTH, DISPATCH_LOCK, RECHECK_SECONDS
 
 EXAMPLES = 5
 
@@ -44,6 +44,8 @@ class Drift:
 
 _QUEUE = "type, model, agent_id, priority"
 _SHOW_QUEUE = "concat_ws(' ', {0}.agent_id, {0}.type, nullif({0}.model, ''), {0}.priority)"
+_LOOK_AGAIN = "UPDATE lanes SET closed = 'again' WHERE agent_id IN (SELECT {0}) AND closed IN ('{1}')"
+"""What was closed because of a number that was wrong is looked at by the next round."""
 _SETTLED_LONG_AGO = f"now() - interval '{RECHECK_SECONDS} s'"
 
 _FORGOTTEN_QUEUE = Rule(
@@ -70,6 +72,14 @@ _EMPTY_QUEUE = Rule(
     ) AND NOT EXISTS (
         SELECT FROM tasks AS t WHERE t.agent_id = q.agent_id AND t.type = q.type
         AND coalesce(t.model, '') = q.model AND t.priority = q.priority AND t.updated_at > {_SETTLED_LONG_AGO}
+    ) AND EXISTS (
+        -- Looked at only by a round that has room for it, and by none while it is closed.
+        SELECT FROM workers AS w
+        WHERE w.state = 'ready' AND w.lease_expires_at > now() AND q.type = ANY(w.kinds) AND {DEPTH} * w.slots > (
+            SELECT count(*) FROM tasks AS t WHERE t.worker_id = w.id AND t.finished_at IS NULL)
+        AND NOT EXISTS (
+            SELECT FROM lanes AS l WHERE l.closed IS NOT NULL AND
+            (l.pool, l.type, l.model, l.agent_id, l.priority) = (w.pool, q.type, q.model, q.agent_id, q.priority))
     )
     """,
     f"""
@@ -138,10 +148,12 @@ _IN_FLIGHT = Rule(
     ) AS held USING (pool, agent_id)
     WHERE coalesce(s.in_flight, 0) <> coalesce(held.tasks, 0)
     """,
-    """
-    INSERT INTO agent_shares AS s (pool, agent_id, in_flight, virtual_time)
-    SELECT pool, agent_id, tasks, coalesce((SELECT virtual_time FROM pools WHERE name = pool), 0) FROM drift
-    ON CONFLICT (pool, agent_id) DO UPDATE SET in_flight = excluded.in_flight
+    f"""
+    , counted AS (
+        INSERT INTO agent_shares AS s (pool, agent_id, in_flight, virtual_time)
+        SELECT pool, agent_id, tasks, coalesce((SELECT virtual_time FROM pools WHERE name = pool), 0) FROM drift
+        ON CONFLICT (pool, agent_id) DO UPDATE SET in_flight = excluded.in_flight
+    ) {_LOOK_AGAIN.format("agent_id FROM drift", "max_running', 'daily_budget")}
     """,
 )
 
@@ -231,10 +243,12 @@ _SPENT = Rule(
     ) AS used
     WHERE abs(spent_seconds - seconds) > 1e-6 * greatest(1, seconds) OR spent_tokens <> tokens
     """,
-    """
-    UPDATE agents AS a SET spent_on = (now() AT TIME ZONE 'UTC')::date, spent_seconds = d.seconds,
-                           spent_tokens = d.tokens
-    FROM drift AS d WHERE a.id = d.id
+    f"""
+    , counted AS (
+        UPDATE agents AS a SET spent_on = (now() AT TIME ZONE 'UTC')::date, spent_seconds = d.seconds,
+                               spent_tokens = d.tokens
+        FROM drift AS d WHERE a.id = d.id
+    ) {_LOOK_AGAIN.format("id FROM drift", "daily_budget")}
     """,
 )
 

@@ -61,7 +61,9 @@ class Database:
                 "keepalives_count": 3,
                 "tcp_user_timeout": 10_000,
                 "application_name": name,
-                "options": "-c timezone=UTC",
+                # Whoever is stopped in the middle of a transaction must not hold up everybody else, nor commit tasks
+                # when nobody looks for them any more (`queues.RECHECK_SECONDS`).
+                "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=30s",
             },
         )
 

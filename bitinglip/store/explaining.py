@@ -111,26 +111,35 @@ def count_draining(connection: Connection) -> int:
 _TURN = Statement(
     "get_turn",
     """
-WITH pairs AS (SELECT * FROM unnest(:types, :models) AS p (type, model))
-SELECT
-    coalesce(own.cost, anyone.cost, 1) AS cost,
-    coalesce(own.running_seconds, anyone.running_seconds, 1) AS running_seconds,
-    coalesce(own.cost, anyone.cost) IS NOT NULL AS measured,
-    (SELECT coalesce(sum(n), 0) FROM pairs CROSS JOIN LATERAL (
+WITH pairs AS (
+    SELECT p.type, p.model, coalesce(own.cost, anyone.cost, 1) AS cost,
+           coalesce(own.running_seconds, anyone.running_seconds, 1) AS running_seconds,
+           coalesce(own.cost, anyone.cost) IS NOT NULL AS measured
+    FROM unnest(:types, :models) AS p (type, model)
+    LEFT JOIN costs AS own ON (own.pool, own.type, own.model, own.agent_id) = (:pool, p.type, p.model, :agent_id)
+    LEFT JOIN costs AS anyone
+        ON (anyone.pool, anyone.type, anyone.model, anyone.agent_id) = (:pool, p.type, p.model, '')
+), older AS (
+    SELECT coalesce(sum(n), 0)::integer AS tasks, coalesce(sum(n * cost), 0)::float8 AS cost,
+           coalesce(sum(n * running_seconds), 0)::float8 AS seconds
+    FROM pairs CROSS JOIN LATERAL (
         SELECT count(*) AS n FROM (
             SELECT FROM tasks AS t WHERE t.queue_state = 'ready' AND t.type = pairs.type
             AND coalesce(t.model, '') = pairs.model AND t.agent_id = :agent_id AND t.priority = :priority
-            AND t.seq < :seq LIMIT :bound) AS bounded) AS older)::integer AS own,
-    (SELECT coalesce(sum(n), 0) FROM pairs
-     CROSS JOIN unnest(enum_range(NULL::task_priority)) AS urgent (priority) CROSS JOIN LATERAL (
+            AND t.seq < :seq LIMIT :bound) AS bounded) AS counted
+), urgent AS (
+    SELECT coalesce(sum(n * cost), 0)::float8 AS cost
+    FROM pairs CROSS JOIN unnest(enum_range(NULL::task_priority)) AS band (priority) CROSS JOIN LATERAL (
         SELECT count(*) AS n FROM (
             SELECT FROM tasks AS t WHERE t.queue_state = 'ready' AND t.type = pairs.type
-            AND coalesce(t.model, '') = pairs.model AND t.agent_id = :agent_id AND t.priority = urgent.priority
-            LIMIT :bound) AS bounded) AS more
-     WHERE urgent.priority < :priority)::integer AS own_urgent
-FROM (SELECT) AS one
-LEFT JOIN costs AS own ON (own.pool, own.type, own.model, own.agent_id) = (:pool, :type, :model, :agent_id)
-LEFT JOIN costs AS anyone ON (anyone.pool, anyone.type, anyone.model, anyone.agent_id) = (:pool, :type, :model, '')
+            AND coalesce(t.model, '') = pairs.model AND t.agent_id = :agent_id AND t.priority = band.priority
+            LIMIT :bound) AS bounded) AS counted
+    WHERE band.priority < :priority
+)
+SELECT asked.cost, asked.running_seconds, asked.measured, older.tasks AS own, older.seconds AS own_seconds,
+       older.cost + urgent.cost AS own_cost
+FROM pairs AS asked CROSS JOIN older CROSS JOIN urgent
+WHERE (asked.type, asked.model) = (:type, :model)
 """,
     pool="text",
     type="text",
@@ -152,11 +161,12 @@ def get_turn(connection: Connection, pool: str, key: LaneKey, seq: int, pairs: S
         pool: Where.
         key: The lane of the task that is asked about.
         seq: Of that task.
-        pairs: Types and models that compete for the same workers.
+        pairs: Types and models that compete for the same workers, with that lane's.
 
     Returns:
-        cost and running_seconds (what such a task is expected to take), measured (whether any was), own (its older
-        tasks in the band), own_urgent (its tasks in more urgent ones).
+        cost and running_seconds (what such a task is expected to take), measured (whether any was), own (the agent's
+        older tasks in the band, whatever their types), own_seconds (what these run), own_cost (what the agent is
+        charged for these and for its tasks in more urgent bands).
     """
     return _TURN.execute(
         connection,

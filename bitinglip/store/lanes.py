@@ -171,9 +171,15 @@ WITH RECURSIVE pairs AS ({_PAIRS}), chosen AS (
     ) AS elder
     CROSS JOIN LATERAL (
         SELECT * FROM lanes AS l WHERE (l.pool, l.type, l.model, l.agent_id, l.priority)
-            = (:pool, elder.type, elder.model, elder.agent_id, elder.priority) AND {_OFFERED}
-        LIMIT 1
+            = (:pool, elder.type, elder.model, elder.agent_id, elder.priority) AND {_OFFERED} LIMIT 1
     ) AS l
+    UNION
+    -- The oldest may all be of lanes that are closed: one that is not, of each band.
+    SELECT l.* FROM pairs CROSS JOIN unnest(CAST(ARRAY['high', 'medium', 'low'] AS task_priority[])) AS lower (priority)
+    CROSS JOIN LATERAL (
+        SELECT * FROM lanes WHERE pool = :pool AND closed IS NULL AND type = pairs.type AND model = pairs.model
+        AND priority = lower.priority ORDER BY virtual_time LIMIT least(:elders, 1)
+    ) AS l WHERE pairs.type = ANY(:kinds)
 )
 SELECT c.type, c.model, c.agent_id, c.priority, c.virtual_time, coalesce(a.weight, 1) AS weight,
        extract(epoch FROM now() - c.passed_at)::float8 AS passed_seconds,
@@ -215,7 +221,7 @@ def list_lanes(
         pool: Whose.
         kinds: Types that its workers do.
         depth: At most `LANES_PER_ROUND`.
-        elders: Also those of so many of the oldest tasks in each band, up to `ELDERS_PER_ROUND`.
+        elders: Also those of so many of the oldest tasks in each band, up to `ELDERS_PER_ROUND`, and the next of each.
 
     Returns:
         Rows of type, model, agent_id, priority, virtual_time, weight, passed_seconds, in_flight (here),

@@ -162,8 +162,11 @@ _RESERVE = Statement(
     """
 UPDATE tasks AS t
 SET queue_state = 'reserved', worker_id = r.worker_id, charged = r.charge, reserved_at = now(), updated_at = now()
-FROM unnest(:ids, :workers, :charges) AS r (id, worker_id, charge)
-WHERE t.id = r.id AND t.queue_state = 'ready'
+FROM (
+    SELECT r.* FROM unnest(:ids, :workers, :charges) AS r (id, worker_id, charge) JOIN tasks AS free ON free.id = r.id
+    WHERE free.queue_state = 'ready' FOR NO KEY UPDATE OF free SKIP LOCKED
+) AS r
+WHERE t.id = r.id
 RETURNING t.id
 """,
     ids="uuid[]",
@@ -173,7 +176,10 @@ RETURNING t.id
 
 
 def reserve_tasks(connection: Connection, reservations: Iterable[Reservation]) -> set[uuid.UUID]:
-    """Promise tasks to workers; returns the ids that were still ready."""
+    """Promise tasks to workers; returns the ids that were still ready.
+
+    One that somebody holds is left for the next round: he may go on to its queue, which this round has.
+    """
     ordered = sorted(reservations)
     rows = _RESERVE.execute(
         connection,
@@ -184,13 +190,18 @@ def reserve_tasks(connection: Connection, reservations: Iterable[Reservation]) -
     return {row[0] for row in rows}
 
 
-_SET_YIELDING = text(
-    "UPDATE workers SET yields = id = ANY(CAST(:ids AS uuid[])) WHERE id = ANY(CAST(:changed AS uuid[]))"
-)
+_SET_YIELDING = text("""
+UPDATE workers SET yields = id = ANY(CAST(:ids AS uuid[])) WHERE id IN (
+    SELECT id FROM workers WHERE id = ANY(CAST(:changed AS uuid[])) FOR NO KEY UPDATE SKIP LOCKED)
+""")
 
 
 def set_yielding(connection: Connection, yielding: Iterable[uuid.UUID], changed: Iterable[uuid.UUID]) -> None:
-    """Say of the workers that changed whether their reservations give way to urgent tasks."""
+    """Say of the workers that changed whether their reservations give way to urgent tasks.
+
+    One whose row somebody holds is left for the next round: whoever gives back what it has goes on to the queues, and
+    would wait for this round.
+    """
     values = {"ids": [str(worker) for worker in yielding], "changed": [str(worker) for worker in changed]}
     connection.execute(_SET_YIELDING, values)
 

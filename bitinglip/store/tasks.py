@@ -186,8 +186,9 @@ WITH input AS MATERIALIZED (
            CASE w.charge WHEN 'seconds' THEN seconds * w.speed WHEN 'tokens' THEN tokens ELSE 1 END AS cost,
            extract(epoch FROM now() - e.started_at) AS running_seconds
     FROM ended AS e JOIN workers AS w ON w.id = :worker_id CROSS JOIN LATERAL (
-        SELECT coalesce((e.usage ->> 'engine_seconds')::float8, 0) AS seconds,
-               coalesce((e.usage ->> 'total_tokens')::bigint, 0) AS tokens
+        -- Bounded: what an engine says wrongly must not stop every dispatcher that counts on with it.
+        SELECT least(greatest(coalesce((e.usage ->> 'engine_seconds')::float8, 0), 0), 1e9) AS seconds,
+               least(greatest(coalesce((e.usage ->> 'total_tokens')::numeric, 0), 0), 1e12)::bigint AS tokens
     ) AS used
     WHERE e.charged IS NOT NULL
 ), settled AS (

@@ -194,6 +194,9 @@ def _leave(**_: object) -> None:
     """After the last running task: give back what was only reserved."""
     if _runtime is not None:
         _runtime.stop()
+    # It is leaving already. Python gives signals their fatal meaning back while it ends, unless they are ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class GatherEvents(bootsteps.StartStopStep):

@@ -50,7 +50,7 @@ class Pool(BaseModel):
     preload: list[str] = Field(default_factory=list)
     models: list[str] | None = None
     agents: list[str] | None = None
-    speed: float = Field(default=1.0, gt=0, le=1_000)
+    speed: float = Field(default=1.0, gt=0, le=1_000, allow_inf_nan=False)
     charge: Literal["seconds", "tokens", "tasks"] = "seconds"
 
     @field_validator("kinds")
@@ -67,7 +67,7 @@ class Pool(BaseModel):
     @classmethod
     def _check_allowed(cls, names: list[str] | None) -> list[str] | None:
         if names is not None and not names:
-            message = "it allows nobody; name at least one, or leave the key out to allow all"
+            message = "it allows none; name at least one, or leave the key out to allow all"
             raise ValueError(message)
         if names is not None and not all(names):
             message = "it has an empty name; name what is allowed"

@@ -38,13 +38,13 @@ def test_a_limit_below_what_runs_needs_force(run: Run, database: Database) -> No
     refused = run("agent", "set", "bot", "--max-running", "1")
 
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("error: --max-running (max_running): 1: workers hold 2 of its tasks now; ")
+    assert refused.stderr.startswith("error: --max-running: 1: workers hold 2 of its tasks now; ")
     assert run("agent", "set", "bot", "--max-running", "1", "--force").exit_code == 0
 
 
 BAD: dict[str, tuple[tuple[str, ...], int, list[str]]] = {
     "weight inf": (("set", "bot", "--weight", "inf"), 2, ["--weight", "inf", "finite"]),
-    "weight negative": (("set", "bot", "--weight", "-1"), 2, ["--weight", "-1", "greater than 0"]),
+    "weight negative": (("set", "bot", "--weight", "-1"), 2, ["--weight", "-1", "equal to 0.001"]),
     "max_running 0": (("set", "bot", "--max-running", "0"), 2, ["--max-running", "'0'", "greater than or equal to 1"]),
     "daily_seconds nan": (("set", "bot", "--daily-seconds", "nan"), 2, ["--daily-seconds", "finite"]),
     "daily_seconds 0": (("set", "bot", "--daily-seconds", "0"), 2, ["--daily-seconds", "greater than 0"]),

@@ -36,7 +36,7 @@ def test_explain_says_why_in_a_sentence_and_in_numbers(run: Run, client: Client,
     assert (document["id"], document["code"], document["position"]) == (str(tasks[3]), "older_first", 1)
     assert document["details"]["slots"] == 1
     assert document["release"] == "the end of what goes before it"
-    assert lines[0] == "1 older tasks of agent 'bot' go before it; 1 slots of w are taken."
+    assert lines[0] == "1 older task of agent 'bot' goes before it; the only slot of w is taken."
     assert ["code", "older_first"] in [line.split() for line in lines]
 
 
@@ -88,7 +88,7 @@ def test_a_quote_foretells_the_wait(run: Run, client: Client, database: Database
 
     assert (document["position"], document["engine_seconds"], document["pool"]) == (10, 2.0, "default")
     assert 90 < document["wait_p50_seconds"] < document["wait_p90_seconds"] < 250
-    assert lines[0].startswith("10 older tasks of agent 'bot' go before it")
+    assert lines[0].startswith("If it were submitted now: 10 older tasks of agent 'bot' go before it")
     assert ["position", "10"] in [line.split() for line in lines]
 
 
@@ -211,6 +211,7 @@ def test_an_agent_shows_what_it_used_of_its_budget_today(run: Run, client: Clien
 
     (agent,) = read_lines(run("agent", "list", "--json").stdout)
 
+    assert "12 of 100" in run("agent", "list").stdout
     assert (agent["daily_seconds"], agent["spent_seconds"], agent["share"]) == (100, 12, 1)
     execute(database, "UPDATE agents SET spent_on = spent_on - 1")
     assert read_lines(run("agent", "list", "--json").stdout)[0]["spent_seconds"] == 0

@@ -1,12 +1,17 @@
 """Queues, workers, agents, counts, health: what is there, for people and for programs."""
 
+import io
 import json
 import signal
 
 import pytest
+from rich.console import Console, Group
 
+from bitinglip.cli.output import format_table
+from bitinglip.cli.overviews import AGENT_COLUMNS, draw
 from bitinglip.client import Client
 from bitinglip.store.database import Database
+from bitinglip.store.queries import list_agents
 from tests.cli.conftest import Run, Start, read_lines
 from tests.conftest import System
 from tests.factories import make_echo, make_worker
@@ -96,3 +101,28 @@ def test_health_says_that_redis_is_away(run: Run, client: Client, monkeypatch: p
     assert result.exit_code == 5
     assert "BITINGLIP_REDIS_URL" in result.stdout
     assert "wr0ng-secret" not in result.output
+
+
+def test_numbers_stand_to_the_right_where_some_are_missing() -> None:
+    assert format_table(["who", "wait"], [("a", 1.5), ("b", None)])[1:] == ["a    1.50", "b       -"]
+
+
+def test_a_screen_shows_each_agent_on_one_line_and_no_column_that_nobody_has(
+    client: Client, database: Database
+) -> None:
+    client.submit("echo", agent="bot")
+    with database.transaction() as connection:
+        items = [dict(row._mapping) for row in list_agents(connection)]
+    screen = io.StringIO()
+
+    Console(file=screen, width=60).print(Group(draw(items, AGENT_COLUMNS)))
+
+    header, line = screen.getvalue().splitlines()
+    assert header.startswith("AGENT  WEIGHT")
+    assert "MAX QUEUED" not in header
+    assert line.startswith("bot")
+    assert max(len(header), len(line)) <= 60
+
+
+def test_a_screen_without_agents_says_so() -> None:
+    assert str(draw([], AGENT_COLUMNS)) == "nothing yet"

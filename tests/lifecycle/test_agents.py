@@ -55,7 +55,7 @@ def test_limits_are_set_kept_and_taken_away(database: Database) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("weight", value) for value in (0, -1, float("nan"), float("inf"), 1_001)),
+        *(("weight", value) for value in (0, -1, 0.000_9, float("nan"), float("inf"), 1_001)),
         *(("max_running", value) for value in (0, -1, 1.5, 1_000_001, "many")),
         *(("daily_seconds", value) for value in (0, -1, float("nan"), float("inf"), 1e13)),
         *(("daily_tokens", value) for value in (0, -1, 1.5, 10**13)),

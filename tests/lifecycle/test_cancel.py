@@ -46,7 +46,7 @@ def test_a_running_task_is_flagged_and_its_worker_hears_of_it(database: Database
 
     assert cancel(database, [doorbell.task_id]) == {doorbell.task_id: False}
     assert read(database, doorbell).status is Status.IN_PROGRESS
-    renewed = renew(database, worker, lease_seconds=60, models=(), memory_bytes=0)
+    renewed = renew(database, worker, lease_seconds=60, model_bytes={}, memory_bytes=0)
     assert renewed is not None
     assert [task.cancelled for task in renewed.held] == [True]
 

@@ -177,7 +177,25 @@ def test_older_tasks_of_its_own_agent_go_before(database: Database) -> None:
     found = explain(database, tasks[-1])
 
     assert (found.code, found.position) == ("older_first", 5)
-    assert found.message == "5 older tasks of agent 'default' go before it; 2 slots of worker are taken"
+    assert found.message == "5 older tasks of agent 'default' go before it; all 2 slots of worker are taken"
+
+
+def test_an_agent_whose_turn_it_is_hears_of_its_own_older_tasks(database: Database) -> None:
+    make_worker(database, slots=1)
+    submit(database, *(make_echo(agent="ahead") for _ in range(2)))
+    dispatch(database)
+    mine = submit(database, *(make_echo(agent="mine") for _ in range(4)))
+    submit(database, *(make_echo(agent="ahead") for _ in range(2)))
+    dispatch(database)
+    execute(database, "UPDATE lanes SET virtual_time = 1 WHERE agent_id = 'mine'")
+    execute(database, "UPDATE agent_shares SET virtual_time = 1 WHERE agent_id = 'mine'")
+
+    found = explain(database, mine[3])
+
+    assert found.code == "older_first"
+    assert found.message.startswith(
+        "3 older tasks of agent 'mine', and meanwhile 2 of 1 other agent, go before it; the only slot of worker"
+    )
 
 
 def test_a_more_urgent_band_is_told_first(database: Database) -> None:
@@ -349,7 +367,7 @@ def test_a_running_task_names_its_worker(database: Database) -> None:
     found = explain(database, task)
 
     assert found.code == "in_progress"
-    assert found.message.startswith("worker w runs it since 0.")
+    assert found.message.startswith("worker w has run it for 0.")
     cancel(database, [task.task_id])
     assert explain(database, task).code == "cancelling"
 
@@ -363,7 +381,8 @@ def test_an_ended_task_says_how(database: Database) -> None:
 
     assert explain(database, failed).message == "it has failed: oops: it broke"
     assert explain(database, failed).release == f"'bitinglip task retry {failed.task_id}'"
-    assert explain(database, completed).code == "completed"
+    assert explain(database, completed).message.startswith("it completed at 20")
+    assert explain(database, completed).details["finished_at"] is not None
     assert explain(database, waiting).code == "cancelled"
 
 
@@ -375,7 +394,7 @@ def test_work_of_agents_waits_for_its_agent(database: Database) -> None:
 
 
 def test_an_unknown_task_is_not_explained(database: Database) -> None:
-    with pytest.raises(TaskNotFoundError):
+    with pytest.raises(TaskNotFoundError, match=r"task '[0-9a-f-]{36}' is not known"):
         explain(database, uuid.uuid4())
 
 

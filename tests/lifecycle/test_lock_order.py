@@ -21,7 +21,7 @@ from bitinglip.lifecycle.rescue import free_tasks
 from bitinglip.lifecycle.waiting import wake_due
 from bitinglip.store.database import Database
 from bitinglip.store.lanes import LaneKey, list_new_lanes, mark_emptied
-from bitinglip.store.queues import Reservation, recheck_emptied, reserve_tasks
+from bitinglip.store.queues import recheck_emptied
 from bitinglip.store.tasks import Doorbell, Ending
 from tests.conftest import eventually
 from tests.factories import execute, make_echo, make_worker, submit
@@ -72,11 +72,6 @@ class Case:
         execute(self.database, "UPDATE workers SET state = 'gone'")
         return free_tasks(self.database)
 
-    def reserve(self) -> None:
-        self.do(
-            lambda connection: reserve_tasks(connection, [Reservation(task, self.worker, 1) for task in self.tasks])
-        )
-
 
 @pytest.mark.parametrize(
     ("rows", "place", "write"),
@@ -88,7 +83,6 @@ class Case:
         pytest.param(QUEUES, RUNNING, lambda case: case.end("released"), id="release"),
         pytest.param(QUEUES, FAILED, lambda case: edit.retry(case.database, case.tasks), id="retry"),
         pytest.param(QUEUES, None, lambda case: case.do(recheck_emptied), id="recheck"),
-        pytest.param(TASKS, None, Case.reserve, id="reserve"),
         pytest.param(TASKS, RESERVED, lambda case: claim_reserved(case.database, case.bells, case.worker), id="claim"),
         pytest.param(TASKS, RUNNING, lambda case: case.end("completed"), id="finish"),
         pytest.param(TASKS, None, lambda case: cancel(case.database, case.tasks), id="cancel"),

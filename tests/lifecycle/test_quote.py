@@ -30,11 +30,18 @@ def find_position(database: Database, task: uuid.UUID) -> int:
 
 
 def know_costs(
-    database: Database, *, agent: str = "", cost: float = 2.0, running: float = 10.0, pool: str = "default"
+    database: Database,
+    *,
+    type_: str = "echo",
+    model: str = "",
+    agent: str = "",
+    cost: float = 2.0,
+    running: float = 10.0,
+    pool: str = "default",
 ) -> None:
-    """What echoes of an agent took of late; of anybody, if none is named."""
-    sql = "INSERT INTO costs VALUES (:pool, 'echo', '', :agent, 100, :cost, :running, 1, 1, now())"
-    execute(database, sql, pool=pool, agent=agent, cost=cost, running=running)
+    """What tasks of an agent took of late; of anybody, if none is named."""
+    sql = "INSERT INTO costs VALUES (:pool, :type, :model, :agent, 100, :cost, :running, 1, 1, now())"
+    execute(database, sql, pool=pool, type=type_, model=model, agent=agent, cost=cost, running=running)
 
 
 def end_first(database: Database, *, seconds: float = 1.0) -> list[uuid.UUID]:
@@ -119,6 +126,23 @@ def test_a_wait_follows_from_the_running_seconds_and_the_slots(database: Databas
     assert found.engine_seconds == 2.0
 
 
+def test_what_an_agent_asked_before_counts_by_what_it_takes_itself(database: Database) -> None:
+    make_worker(database, slots=1, kinds=["text", "echo"])
+    submit(database, *(make_echo(agent="before") for _ in range(2)))
+    dispatch(database)
+    know_costs(database, cost=10.0, running=20.0)
+    know_costs(database, cost=0.1, running=0.2, type_="text", model="demo")
+    submit(database, *(make_echo(agent="bot") for _ in range(5)), *(make_echo(agent="other") for _ in range(9)))
+    dispatch(database)
+
+    found = quote(database, make_request("text", {"prompt": "Hello"}, model="demo", agent_id="bot"))
+
+    # `other` has as much in the meantime; of 12 tasks of 20 s each only the one that runs may end sooner.
+    assert found.position in (10, 11)
+    assert found.engine_seconds == 0.1
+    assert found.wait_p50_seconds == pytest.approx(240, rel=0.15)
+
+
 def test_a_faster_worker_needs_fewer_engine_seconds(database: Database) -> None:
     make_worker(database, speed=4.0)
     know_costs(database, cost=2.0)
@@ -199,9 +223,10 @@ def test_a_task_for_later_waits_at_least_until_then(database: Database) -> None:
     fill(database)
     know_costs(database)
     now = quote(database)
-    later = quote(database, make_request("echo", {}, agent_id="bot", not_before=datetime.now(UTC) + timedelta(hours=1)))
+    when = datetime.now(UTC) + timedelta(hours=1)
+    later = quote(database, make_request("echo", {}, agent_id="bot", not_before=when))
 
-    assert later.code == "scheduled"
+    assert (later.code, later.release) == ("scheduled", f"the time: {when:%Y-%m-%d %H:%M:%S} UTC")
     assert now.wait_p50_seconds is not None
     assert later.wait_p50_seconds == pytest.approx(3_600 + now.wait_p50_seconds, abs=60)
 

@@ -99,7 +99,7 @@ def expire(database: Database, worker: uuid.UUID) -> None:
 
 
 def beat(database: Database, worker: uuid.UUID) -> object:
-    return renew(database, worker, lease_seconds=60, models=(), memory_bytes=0)
+    return renew(database, worker, lease_seconds=60)
 
 
 class Ringer:

@@ -100,13 +100,13 @@ def test_a_lost_worker_is_told_at_its_next_heartbeat(database: Database) -> None
     expire(database, worker)
     rescue(database, lease_seconds=SHORT)
 
-    assert renew(database, worker, lease_seconds=60, models=(), memory_bytes=0) is None
+    assert renew(database, worker, lease_seconds=60, model_bytes={}, memory_bytes=0) is None
 
 
 def test_a_worker_that_renews_its_lease_keeps_its_tasks(database: Database) -> None:
     worker = make_worker(database, lease_seconds=SHORT)
     doorbell = make_running(database, worker)
-    renewed = renew(database, worker, lease_seconds=60, models=("m",), memory_bytes=5)
+    renewed = renew(database, worker, lease_seconds=60, model_bytes={"m": 5}, memory_bytes=5)
 
     assert renewed is not None
     assert [task.doorbell for task in renewed.held] == [doorbell]
@@ -129,8 +129,8 @@ def test_a_new_start_takes_over_the_name_and_frees_what_its_predecessor_held(dat
 
     new = make_worker(database, "same")
 
-    assert renew(database, old, lease_seconds=60, models=(), memory_bytes=0) is None
-    assert renew(database, new, lease_seconds=60, models=(), memory_bytes=0) == Lease(draining=False, held=[])
+    assert renew(database, old, lease_seconds=60, model_bytes={}, memory_bytes=0) is None
+    assert renew(database, new, lease_seconds=60, model_bytes={}, memory_bytes=0) == Lease(draining=False, held=[])
     assert not finish(database, old, running, result={})
     assert (read(database, running).attempt, read(database, reserved).attempt) == (2, 1)
     assert sorted(dispatch(database)) == sorted([running.task_id, reserved.task_id])
