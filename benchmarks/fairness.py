@@ -7,7 +7,7 @@ want texts of very different lengths, 8 tokens (with twenty times the tasks), 8 
 machine and the same tasks:
 
 - `equal`: weights 1:1:1. `jain_min` is the least Jain index of the agents' engine seconds in any window of 10 s while
-  all of them are backlogged, windows every half second, the first second included
+  all of them are backlogged, windows every half second, from the first task on, when no cost is known yet
 - `weighted`: weights 1:2:4. `share_error` is the greatest distance between an agent's share and its due share, relative
   to the due share, over the whole time
 - `count`: turns by number of tasks (a pool with `charge = "tasks"`)
@@ -124,8 +124,9 @@ def measure(urls: ServerUrls, folder: Path, name: str, options: argparse.Namespa
         clear(client)
         for agent, weight in (policy.weights or {}).items():
             execute(client, "INSERT INTO agents (id, weight) VALUES (:agent, :weight)", agent=agent, weight=weight)
-        submit_backlog(client, policy, folder / "model", random.Random(options.seed))
         with running_system(urls, folder, f"pool-{name}", policy.charge):
+            wait_for_model(client)
+            submit_backlog(client, policy, folder / "model", random.Random(options.seed))
             until = wait_for_start(client) + options.seconds
             while read_now(client) < until and not is_anyone_idle(client):
                 time.sleep(0.5)
@@ -220,6 +221,12 @@ def is_anyone_running_since(client: Client, moment: float) -> bool:
     """Whether something that began before a moment has not ended: its engine seconds are not known yet."""
     sql = "SELECT count(*) FROM tasks WHERE status = 'in_progress' AND extract(epoch FROM started_at) < :moment"
     return bool(execute(client, sql, moment=moment)[0][0])
+
+
+def wait_for_model(client: Client) -> None:
+    """Return when the worker has loaded the model: who waits for that is no question of fairness."""
+    while not execute(client, "SELECT FROM workers WHERE state = 'ready' AND models <> '{}'"):
+        time.sleep(0.1)
 
 
 def wait_for_start(client: Client) -> float:

@@ -15,7 +15,6 @@ do is passed over until its agent is far behind; then a worker that serves those
 
 import heapq
 import math
-import sys
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -275,10 +274,16 @@ class _Round:
                     self._overdue.add((lane.type, lane.model))
 
     @cached_property
-    def _guess_limit(self) -> int:
+    def _weights(self) -> dict[str, float]:
+        return {lane.agent.id: lane.agent.weight for lane in self._lanes}
+
+    @cached_property
+    def _slots_by_weight(self) -> float:
+        return self._fleet.slots / sum(self._weights.values())
+
+    def _has_guessed_enough(self, agent: Agent) -> bool:
         """Guessed costs would let one agent fill every slot before the first of its tasks has been measured."""
-        agents = len({lane.agent.id for lane in self._lanes})
-        return max(1, self._fleet.slots // agents) if agents > 1 else sys.maxsize
+        return len(self._weights) > 1 and agent.in_flight >= max(1, int(self._slots_by_weight * agent.weight))
 
     def _serve(self, rank: int, times: dict[int, float], *, leftover: bool) -> None:
         if not (times and self._fleet.free):
@@ -299,7 +304,7 @@ class _Round:
         if agent.allowance == 0:
             self._closed[number] = (lane, agent.limit)
             return False
-        if not lane.measured and agent.in_flight >= self._guess_limit and not (leftover and self._fleet.idle):
+        if not lane.measured and self._has_guessed_enough(agent) and not (leftover and self._fleet.idle):
             self._put_off[number] = None
             return False
         may_swap = (lane.type, lane.model) in self._overdue

@@ -389,3 +389,12 @@ def test_the_idle_worker_goes_to_the_higher_band() -> None:
     plan = plan_pool(lanes, [make_worker(1, "w", models="n", memory=1)], sizes=SIZES)
 
     assert places_of(plan) == [("m", "w")]
+
+
+def test_guesses_fill_the_slots_by_weight() -> None:
+    lanes = [
+        make_lane(make_agent(name, weight=weight), 8, measured=False) for name, weight in (("light", 1), ("heavy", 3))
+    ]
+    plan = plan_pool(lanes, [make_worker(8, slots=4)])
+
+    assert Counter(agents_of(plan)) == {"light": 1, "heavy": 3}
