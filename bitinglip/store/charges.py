@@ -11,9 +11,21 @@ from bitinglip.store.statement import Statement
 MEMORY = 0.9
 """Weight that a mean keeps with each new measurement: about the last ten count."""
 
+
+def _drop_dust(number: str) -> str:
+    """A number, or 0 if it is next to nothing: what shrinks for ever comes to what PostgreSQL refuses to multiply."""
+    return f"CASE WHEN abs({number}) < 1e-9 THEN 0 ELSE {number} END"
+
+
+def _mix(mean: str) -> str:
+    """A mean with as many new measurements as there are samples."""
+    new, old = f"excluded.{mean}", _drop_dust(f"(c.{mean} - excluded.{mean})")
+    return _drop_dust(f"({new} + power(:memory, least(excluded.samples, 1000)) * {old})")
+
+
 _SETTLE = Statement(
     "settle_charges",
-    """
+    f"""
 WITH taken AS MATERIALIZED (
     -- Through the index: the table is full of rows that are gone.
     DELETE FROM settlements WHERE id > 0 RETURNING *
@@ -40,12 +52,11 @@ WITH taken AS MATERIALIZED (
     HAVING sum(measured) > 0
     ON CONFLICT (pool, type, model, agent_id) DO UPDATE SET
         samples = c.samples + excluded.samples,
-        cost = excluded.cost + power(:memory, least(excluded.samples, 1000)) * (c.cost - excluded.cost),
-        running_seconds = excluded.running_seconds
-            + power(:memory, least(excluded.samples, 1000)) * (c.running_seconds - excluded.running_seconds),
+        cost = {_mix("cost")},
+        running_seconds = {_mix("running_seconds")},
         -- A peak is forgotten slowly: a budget is reserved by it.
-        peak_seconds = greatest(excluded.peak_seconds, 0.99 * c.peak_seconds),
-        peak_tokens = greatest(excluded.peak_tokens, 0.99 * c.peak_tokens),
+        peak_seconds = greatest(excluded.peak_seconds, 0.99 * {_drop_dust("c.peak_seconds")}),
+        peak_tokens = greatest(excluded.peak_tokens, 0.99 * {_drop_dust("c.peak_tokens")}),
         updated_at = now()
 ), used AS (
     INSERT INTO agent_usage AS u (minute, pool, agent_id, tasks, cost, seconds, tokens)

@@ -63,7 +63,7 @@ class Database:
                 "application_name": name,
                 # Whoever is stopped in the middle of a transaction must not hold up everybody else, nor commit tasks
                 # when nobody looks for them any more (`queues.RECHECK_SECONDS`).
-                "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=30s",
+                "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=5s",
             },
         )
 

@@ -183,7 +183,9 @@ WITH input AS MATERIALIZED (
            e.ran = 'completed' AS is_typical,
            -- A failure, or a worker's or engine's end, is charged to nobody.
            e.ran IN ('completed', 'cancelled') OR e.error ->> 'code' = 'time_limit' AS is_charged,
-           CASE w.charge WHEN 'seconds' THEN seconds * w.speed WHEN 'tokens' THEN tokens ELSE 1 END AS cost,
+           -- At least a millisecond: whose tasks cost nothing would always be next.
+           CASE w.charge WHEN 'seconds' THEN greatest(seconds, 0.001) * w.speed WHEN 'tokens' THEN tokens
+                ELSE 1 END AS cost,
            extract(epoch FROM now() - e.started_at) AS running_seconds
     FROM ended AS e JOIN workers AS w ON w.id = :worker_id CROSS JOIN LATERAL (
         -- Bounded: what an engine says wrongly must not stop every dispatcher that counts on with it.

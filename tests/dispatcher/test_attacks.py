@@ -238,3 +238,34 @@ def test_a_worker_gives_way_to_an_urgent_model_only_if_it_could_then_swap(
     fleet = Fleet([busy], {"away": 60})
     # As it is while `held` is in use: together they do not fit.
     assert (busy.id in fleet.find_yielding([(("text", "away", "bot"), may_swap)])) == gives_way
+
+
+def test_tasks_that_cost_nothing_do_not_stop_the_counting(database: Database) -> None:
+    """A mean that only shrinks comes to numbers that PostgreSQL refuses to multiply."""
+    worker = make_worker(database, slots=1)
+    measure(database, "default", "", cost=1e-300)
+    for _ in range(3):
+        (task,) = submit(database)
+        dispatch(database)
+        bell = Doorbell(task, 1)
+        assert all(claim_reserved(database, [bell], worker))
+        finish(database, worker, bell, result={}, usage={"engine_seconds": 0})
+        execute(database, "UPDATE costs SET cost = 1e-307, peak_seconds = 1e-307, running_seconds = 1e-307")
+    dispatch(database)
+
+    means = "SELECT cost, peak_seconds FROM costs WHERE agent_id = 'default'"
+    assert execute(database, means) == [(pytest.approx(0.0001, rel=0.1), 0.0)]
+
+
+def test_tasks_that_cost_nothing_still_take_turns(database: Database) -> None:
+    worker = make_worker(database, slots=1)
+    submit(database, *(make_echo(agent="free") for _ in range(60)))
+    submit(database, *(make_echo(agent="later") for _ in range(10)))
+    measure(database, "free", "later", cost=0.001)
+    served = []
+    for _ in range(12):
+        for task in dispatch(database):
+            served.append(read(database, task).agent_id)
+            run_to_end(database, worker, task, seconds=0)
+
+    assert served.count("later") == 10
