@@ -2,16 +2,11 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bitinglip.dispatcher.placement import WorkerRoom
 from bitinglip.domain.task import TaskRequest, make_request
 from bitinglip.errors import TaskNotFoundError
-from bitinglip.lifecycle.ability import find_obstacle
 from bitinglip.lifecycle.agents import edit_agent, pause_agent, resume_agent
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.explain import Explanation, explain_task
@@ -396,27 +391,3 @@ def test_work_of_agents_waits_for_its_agent(database: Database) -> None:
 def test_an_unknown_task_is_not_explained(database: Database) -> None:
     with pytest.raises(TaskNotFoundError, match=r"task '[0-9a-f-]{36}' is not known"):
         explain(database, uuid.uuid4())
-
-
-NAMES = st.sampled_from(["a", "b", "c"])
-SOME = st.frozensets(NAMES)
-WORKERS = st.fixed_dictionaries(
-    {
-        "kinds": SOME,
-        "allowed_agents": st.none() | SOME,
-        "allowed_models": st.none() | SOME,
-        "avoids": SOME,
-        "memory_bytes": st.none() | st.integers(0, 3),
-    }
-)
-
-
-@given(WORKERS, NAMES, st.just("") | NAMES, NAMES, st.integers(0, 4))
-def test_there_is_an_obstacle_exactly_where_the_planner_gives_no_task(
-    fields: dict[str, Any], type_: str, model: str, agent: str, size: int
-) -> None:
-    room = WorkerRoom(id=uuid.uuid4(), name="w", slots=1, free=1, **fields)
-
-    obstacle = find_obstacle(room, type_, model, agent_id=agent, size=size)
-
-    assert (obstacle is None) == room.may_take(type_, model, agent, size)
