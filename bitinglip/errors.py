@@ -3,15 +3,23 @@
     BitingLipError
     ├── ConfigurationError          a setting or pools.toml is wrong
     ├── InvalidRequestError         a field of a request is wrong
-    │   └── InvalidModelError       a model folder cannot be used
+    │   └── InvalidModelError       a model cannot be used: no safetensors, custom code, a damaged file
     ├── NotFoundError
     │   ├── AgentNotFoundError
     │   ├── TaskNotFoundError
     │   ├── ModelNotFoundError
+    │   ├── HubNotFoundError        the hub has no such model, revision or file
     │   └── WorkerNotFoundError
+    ├── ModelExistsError            a model of that name is registered already
+    ├── ModelInUseError             a model cannot be removed while it is used
+    ├── GatedModelError             the hub gives the model to those only whom its owners let in
+    ├── ModelDamagedError           bytes differ from the manifest, again and again
+    ├── DiskFullError               a node has no room for a model
+    ├── DownloadStoppedError        a download was told to stop
     ├── ServerUnreachableError
     │   ├── DatabaseUnreachableError
     │   ├── RedisUnreachableError
+    │   ├── HubUnreachableError     the hub does not answer, or too slowly, or has enough for now
     │   ├── SystemNotRunningError
     │   └── ChildStartError         (embedded/child.py) a server or worker did not come up
     ├── SchemaVersionError          the database is older or newer than this code
@@ -40,10 +48,12 @@ class BitingLipError(Exception):
     Attributes:
         code: Stable, snake_case; stored with a failed task and printed by `--json`.
         exit_code: What the command line exits with.
+        retryable: Whether the same may succeed a while later.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
 
 
 class ConfigurationError(BitingLipError):
@@ -122,7 +132,114 @@ class ModelNotFoundError(NotFoundError):
     def __init__(self, model: str, known: list[str]) -> None:
         self.model = model
         names = ", ".join(known) or "none"
-        super().__init__(f"model: {_shorten(model)}: not known; name one of ({names}), or a folder with safetensors")
+        remedy = f"name one of ({names}), a folder with safetensors, or fetch it: 'bitinglip model pull {model}'"
+        super().__init__(f"model: {_shorten(model)}: not known; {remedy}")
+
+
+class HubNotFoundError(NotFoundError):
+    """The hub has no such model, revision or file, or does not show it to us.
+
+    Args:
+        model: As it was asked for.
+        reason: What was not found, and what would be right.
+    """
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model = model
+        super().__init__(f"model {_shorten(model)}: {reason}")
+
+
+class ModelExistsError(BitingLipError):
+    """A model of that name is registered already."""
+
+    code = "model_exists"
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"model {model!r} is registered already; see 'bitinglip model show {model}'")
+
+
+class ModelInUseError(BitingLipError):
+    """A model cannot be removed while it is used.
+
+    Args:
+        model: Its name.
+        reason: Who uses it, and what to do.
+    """
+
+    code = "model_in_use"
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model = model
+        super().__init__(f"model {model!r} {reason}")
+
+
+class GatedModelError(BitingLipError):
+    """The hub gives the model to those only whom its owners let in.
+
+    Args:
+        model: Its name.
+        page: Where access is asked for.
+        has_token: Whether a token was sent.
+    """
+
+    code = "gated_model"
+    exit_code = 4
+
+    def __init__(self, model: str, page: str, *, has_token: bool) -> None:
+        self.model = model
+        if has_token:
+            remedy = f"the token in HF_TOKEN is not one of those; ask for access at {page}, or set another token"
+        else:
+            remedy = (
+                f"ask for access at {page}, then set HF_TOKEN for the workers, or run 'hf auth login' as their user"
+            )
+        super().__init__(f"model {model!r} is gated, its owners choose who gets it: {remedy}")
+
+
+class ModelDamagedError(BitingLipError):
+    """Bytes differ from the manifest, again and again.
+
+    Args:
+        model: Its name.
+        reason: Which file, what it is and should be, and what to do.
+    """
+
+    code = "model_damaged"
+    retryable = True
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model = model
+        super().__init__(f"model {model!r}: {reason}")
+
+
+class DiskFullError(BitingLipError):
+    """A node has no room for a model; nothing half is left behind.
+
+    Args:
+        model: Its name.
+        needed_bytes: That are not there yet.
+        free_bytes: What there is for them.
+        reason: Where, and what to do.
+    """
+
+    code = "disk_full"
+
+    def __init__(self, model: str, *, needed_bytes: int, free_bytes: int, reason: str) -> None:
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        super().__init__(f"model {model!r} needs {needed_bytes:,} bytes more, {free_bytes:,} are free {reason}")
+
+
+class DownloadStoppedError(BitingLipError):
+    """A download was told to stop; the files that are whole stay."""
+
+    code = "cancelled"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"the download of {model!r} was stopped; the files that are whole stay")
 
 
 class WorkerNotFoundError(NotFoundError):
@@ -164,6 +281,22 @@ class RedisUnreachableError(ServerUnreachableError):
         super().__init__(
             f"Redis at {address} cannot be used: {reason}; check BITINGLIP_REDIS_URL and that the server runs"
         )
+
+
+class HubUnreachableError(ServerUnreachableError):
+    """The hub does not answer, or too slowly, or has enough for now.
+
+    Args:
+        address: Of the hub.
+        reason: What happened.
+    """
+
+    code = "hub_unreachable"
+    retryable = True
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        super().__init__(f"the hub at {address} cannot be used: {reason}; check HF_ENDPOINT and the network")
 
 
 class SystemNotRunningError(ServerUnreachableError):

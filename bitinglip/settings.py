@@ -6,6 +6,7 @@ A setting has a unit, a bound and a default. Where no URLs are configured, the r
 
 import json
 import os
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
@@ -149,6 +150,30 @@ class DispatchSettings(_Settings):
     swap_seconds: float = Field(default=10.0, ge=0, le=3_600)
 
 
+class ModelSettings(_Settings):
+    """Where this node keeps models, and how it fetches them. Which folder: huggingface_hub's `HF_HUB_CACHE`, `HF_HOME`.
+
+    Attributes:
+        node: This machine's name among the nodes; None: its host name.
+        model_disk_bytes: What the models of this node may take together; None: whatever the disk has.
+        model_spare_bytes: Of the disk that is left free.
+        download_files: Files of one model that are fetched at once.
+        download_bytes_per_second: For all downloads of one worker together; None: no limit.
+        download_stall_seconds: Without a byte before a connection counts as dead.
+        peer_host: The address by which other nodes reach this one, to take models from it; it serves no other.
+        peer_port: 0: any that is free.
+    """
+
+    node: str | None = Field(default=None, min_length=1, max_length=200)
+    model_disk_bytes: int | None = Field(default=None, ge=0)
+    model_spare_bytes: int = Field(default=1_000_000_000, ge=0)
+    download_files: int = Field(default=4, ge=1, le=64)
+    download_bytes_per_second: int | None = Field(default=None, ge=1_000)
+    download_stall_seconds: float = Field(default=30.0, ge=0.1, le=3_600)
+    peer_host: str = Field(default="127.0.0.1", min_length=1)
+    peer_port: int = Field(default=0, ge=0, le=65_535)
+
+
 class BeatSettings(_Settings):
     """What recurs.
 
@@ -173,7 +198,15 @@ class LogSettings(_Settings):
 
 S = TypeVar("S", bound=_Settings)
 
-ALL_SETTINGS: tuple[type[_Settings], ...] = (ServerSettings, TaskSettings, WorkerSettings, BeatSettings, LogSettings)
+ALL_SETTINGS: tuple[type[_Settings], ...] = (
+    ServerSettings,
+    TaskSettings,
+    WorkerSettings,
+    DispatchSettings,
+    ModelSettings,
+    BeatSettings,
+    LogSettings,
+)
 
 
 def load_settings(settings: type[S]) -> S:
@@ -187,6 +220,11 @@ def load_settings(settings: type[S]) -> S:
     except ValidationError as exc:
         raise ConfigurationError(*_describe(settings, exc)) from exc
     return loaded
+
+
+def find_node_name() -> str:
+    """This machine's name among the nodes."""
+    return load_settings(ModelSettings).node or socket.gethostname()
 
 
 def read_running(data_dir: Path) -> dict[str, Any] | None:

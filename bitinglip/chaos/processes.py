@@ -4,7 +4,6 @@ Only children of a process that starts them again count: a kill must not need a 
 """
 
 import signal
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from bitinglip.chaos.watch import WorkerState
+from bitinglip.settings import find_node_name
 
 DISPATCHER = "bitinglip.dispatcher"
 ENGINE = "bitinglip.engine.host"
@@ -33,7 +33,7 @@ class Processes:
 
     def find_worker(self, worker: WorkerState) -> psutil.Process | None:
         """The worker's process, if it runs here under a supervisor."""
-        if worker.node != socket.gethostname():
+        if worker.node != find_node_name():
             return None
         with suppress(psutil.Error):
             process = psutil.Process(worker.pid)

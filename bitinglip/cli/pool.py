@@ -6,7 +6,6 @@
 One that left by itself with status 0 was drained from afar, and is not started again.
 """
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bitinglip.embedded.guard import Guard
 from bitinglip.embedded.lock import DataLock
 from bitinglip.embedded.signals import StopSignals
 from bitinglip.errors import ConfigurationError
-from bitinglip.settings import ServerSettings, load_settings
+from bitinglip.settings import ServerSettings, find_node_name, load_settings
 from bitinglip.telemetry import configure_logging
 from bitinglip.worker.pools import WorkerSpec
 
@@ -68,7 +67,7 @@ def _start(stack: ProcessStack, spec: WorkerSpec, log_folder: Path | None) -> No
 def _make_folder(specs: Sequence[WorkerSpec], data_dir: Path) -> Path:
     """A folder for these workers alone: `--number` lets each have a parent, and machines may share their home."""
     name = specs[0].pool_name if len(specs) > 1 else f"{specs[0].pool_name}-{specs[0].number}"
-    folder = data_dir / "workers" / socket.gethostname() / name
+    folder = data_dir / "workers" / find_node_name() / name
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:

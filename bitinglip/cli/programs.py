@@ -1,14 +1,13 @@
 """The programs that make up a system: the dispatcher, Celery workers of one pool, Celery beat."""
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from bitinglip.embedded import Program
 from bitinglip.errors import ConfigurationError
-from bitinglip.settings import LogSettings, ServerUrls, WorkerSettings, load_settings
+from bitinglip.settings import LogSettings, ServerUrls, WorkerSettings, find_node_name, load_settings
 from bitinglip.worker.hardware import find_gpus
 from bitinglip.worker.pools import (
     NUMBER_VARIABLE,
@@ -62,7 +61,7 @@ def name_worker_program(spec: WorkerSpec) -> str:
 
 def name_worker_node(spec: WorkerSpec) -> str:
     """A worker's name for Celery, by which it registers."""
-    return f"{spec.pool_name}-{spec.number}@{socket.gethostname()}"
+    return f"{spec.pool_name}-{spec.number}@{find_node_name()}"
 
 
 def make_worker_command(spec: WorkerSpec) -> tuple[str, ...]:

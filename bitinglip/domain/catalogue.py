@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from bitinglip.domain.payloads import AgentPayload, EchoPayload, Payload, TextPayload
+from bitinglip.domain.payloads import AgentPayload, DownloadPayload, EchoPayload, Payload, TextPayload
 from bitinglip.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Kind:
             worker does it, the agent takes it itself.
         needs_model: Whether a task of this kind names a model.
         continues: Whether its engine goes on from the tokens that an earlier attempt made.
+        timed: Whether `TASK_TIMEOUT` bounds an attempt; otherwise its engine sees to it that it goes on.
         max_attempts: Attempts that a task of it may spend; None: as the settings say.
         base_retry_seconds: Before its first retry; None: as the settings say.
     """
@@ -38,6 +39,7 @@ class Kind:
     engine: str | None
     needs_model: bool = True
     continues: bool = False
+    timed: bool = True
     max_attempts: int | None = None
     base_retry_seconds: float | None = None
 
@@ -56,6 +58,15 @@ class Kind:
 
 TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load", continues=True)
 ECHO = Kind("echo", EchoPayload, "bitinglip.engine.fake:load", needs_model=False)
+DOWNLOAD = Kind(
+    "download",
+    DownloadPayload,
+    "bitinglip.registry.engine:load",
+    needs_model=False,
+    timed=False,
+    max_attempts=5,
+    base_retry_seconds=5.0,
+)
 AGENT = Kind("agent", AgentPayload, engine=None, needs_model=False)
 
 

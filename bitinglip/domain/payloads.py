@@ -10,6 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from bitinglip.domain.models import ModelName
+from bitinglip.errors import InvalidRequestError
+
 MAX_PROMPT_CHARS = 200_000
 
 
@@ -146,6 +149,37 @@ class EchoPayload(Payload):
     def make_title(self) -> str:
         """The beginning of the text."""
         return " ".join(self.text.split())[:200] or "echo"
+
+
+class DownloadPayload(Payload):
+    """A model that is fetched from the hub, and kept.
+
+    Attributes:
+        model: `organisation/name`, or the same with `@revision`.
+        revision: A branch, a tag or a commit, in place of one in the name; None: the main branch.
+    """
+
+    MAIN_FIELD: ClassVar[str] = "model"
+
+    model: Annotated[CleanText, Field(min_length=1, max_length=500)]
+    revision: Annotated[CleanText, Field(min_length=1, max_length=255)] | None = None
+
+    @property
+    def name(self) -> ModelName:
+        """What it is called on the hub."""
+        return ModelName.parse(self.model, self.revision)
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        try:
+            _ = self.name
+        except InvalidRequestError as exc:
+            raise ValueError(str(exc)) from exc
+        return self
+
+    def make_title(self) -> str:
+        """Which model."""
+        return f"download {self.name}"[:200]
 
 
 class AgentPayload(Payload):

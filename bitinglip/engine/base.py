@@ -64,10 +64,15 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A fraction of the work, 0 to 1."""
+    """A fraction of the work, 0 to 1.
+
+    Attributes:
+        detail: What else the kind says of it, as JSON.
+    """
 
     request_id: str
     fraction: float
+    detail: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

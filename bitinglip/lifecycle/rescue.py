@@ -3,8 +3,7 @@
 Weakness: time-based. A paused machine can be rescued while alive; the fence discards what it then sends.
 """
 
-import socket
-
+from bitinglip.settings import find_node_name
 from bitinglip.store.database import Database
 from bitinglip.store.queues import notify_dispatchers
 from bitinglip.store.tasks import Change
@@ -36,7 +35,7 @@ def report_death(database: Database, name: str, pid: int) -> list[Change]:
         DatabaseUnreachableError: If PostgreSQL is away. The lease will end.
     """
     with database.transaction() as connection:
-        if not retire_dead(connection, name=name, node=socket.gethostname(), pid=pid):
+        if not retire_dead(connection, name=name, node=find_node_name(), pid=pid):
             return []
     return free_tasks(database)
 

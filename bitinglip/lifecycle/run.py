@@ -219,8 +219,8 @@ class TaskRunner:
                     attempt.last_text = event
                 case Text(_, text, token_ids):
                     events.publish(EventName.TEXT, text=text, token_ids=token_ids)
-                case Progress(_, fraction):
-                    events.publish(EventName.PROGRESS, fraction=fraction)
+                case Progress(_, fraction, detail):
+                    events.publish(EventName.PROGRESS, fraction=fraction, **detail)
                 case _Stop():
                     out_of_time_at = math.inf
                     # A stronger reason does not give more time.

@@ -5,7 +5,6 @@ out. Whoever holds its id may renew, complete or fail: a program, or the next ca
 """
 
 import os
-import socket
 import uuid
 from importlib.metadata import version
 
@@ -14,6 +13,7 @@ from bitinglip.domain.retry import decide_retry
 from bitinglip.errors import LeaseLostError
 from bitinglip.lifecycle.lease import register_worker, renew
 from bitinglip.lifecycle.outcome import Outcome
+from bitinglip.settings import find_node_name
 from bitinglip.store.database import Database
 from bitinglip.store.pulling import is_recorded, take_task
 from bitinglip.store.tasks import Doorbell, Ending, finish_tasks
@@ -32,7 +32,7 @@ def register_taker(database: Database, agent_id: str, *, lease_seconds: float) -
     record = WorkerRecord(
         id=taker_id,
         name=f"{agent_id}-{taker_id}",
-        node=socket.gethostname(),
+        node=find_node_name(),
         pool=POOL,
         kinds=[AGENT.name],
         slots=1,

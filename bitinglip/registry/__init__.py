@@ -1,4 +1,30 @@
-"""Models: where their files are.
+"""Models: fetched once, proven byte by byte, kept, and known to every node.
 
-locate    a model's name to its folder
+    submit download ─► download task ─► engine ─► downloader.bring ─► cache (one node's files)
+                                                     │    ▲              │ read by engines, served to peers
+                                        hub, peers ◄─┘    └── room       ▼
+                                                               registry ─► PostgreSQL: models, model_copies, nodes
+
+    names and manifests are in `domain.models`, statements in `store.entries` and `store.copies`.
+
+    locate      a model's name to its folder on this node
+    hub         what the hub says of a model, by huggingface_hub
+    selection   which of its files are needed
+    fetch       one file, from any source, going on where it was cut
+    hashing     bytes proven against a manifest
+    cache       the files on this node, in huggingface_hub's layout
+    room        what leaves when there is no room
+    downloader  a whole model: looked up, fetched, proven, registered
+    peers       nodes take models from each other
+    registry    what is registered: list, pin, scan, verify, remove
+    engine      the `download` kind: downloads as tasks
+
+Invariants:
+
+- A copy is `available` only when each of its bytes has been hashed and found to be the manifest's. What is used by an
+  engine or served to a peer is an available copy.
+- A registered model is pinned to a commit: a branch that moves changes nothing until the model is removed and fetched
+  again.
+- One process writes to a model's files on a node at a time, and none deletes what another one reads: file locks, which
+  the kernel lets go of when a process is killed.
 """

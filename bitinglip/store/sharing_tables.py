@@ -1,4 +1,4 @@
-"""The tables by which agents share workers: queues and lanes, charges and costs, models and quotes."""
+"""The tables by which agents share workers: queues and lanes, charges and costs, failures to load and quotes."""
 
 from sqlalchemy import (
     ARRAY,
@@ -131,15 +131,6 @@ agent_usage = Table(
     Column("seconds", Double, nullable=False),
     Column("tokens", BigInteger, nullable=False),
     Index("agent_usage_agent", "agent_id", "minute"),
-)
-
-models = Table(
-    "models",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("weight_bytes", BigInteger),
-    Column("held_bytes", BigInteger),
-    Column("updated_at", TIME, nullable=False, server_default=func.now()),
 )
 
 load_failures = Table(

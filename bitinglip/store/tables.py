@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from bitinglip.domain.task import Priority, QueueState, Status
-from bitinglip.store import sharing_tables  # noqa: F401 - they are part of the same metadata
+from bitinglip.store import model_tables, sharing_tables  # noqa: F401 - they are part of the same metadata
 from bitinglip.store.columns import PRIORITY, QUEUE_STATE, STATUS, TIME, metadata
 from bitinglip.store.storage import STORAGE
 
@@ -208,6 +208,7 @@ workers = Table(
     Column("charge", Text, nullable=False, server_default="seconds"),
     Column("allowed_models", ARRAY(Text)),
     Column("allowed_agents", ARRAY(Text)),
+    Column("pulls", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("model_bytes", JSONB, nullable=False, server_default=text("'{}'")),
     Column("yields", Boolean, nullable=False, server_default=false()),
     Column("pid", Integer, nullable=False),

@@ -32,6 +32,7 @@ class WorkerRecord:
         charge: What agents are charged by: `seconds`, `tokens` or `tasks`.
         allowed_models: None: all.
         allowed_agents: None: all.
+        pulls: Patterns of the models that may be fetched from the hub for its tasks.
     """
 
     id: uuid.UUID
@@ -53,15 +54,17 @@ class WorkerRecord:
     charge: str = "seconds"
     allowed_models: Sequence[str] | None = None
     allowed_agents: Sequence[str] | None = None
+    pulls: Sequence[str] = ()
 
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, model_bytes, engine_up,
-                     memory_limit_bytes, speed, charge, allowed_models, allowed_agents, pid, version, problem,
-                     lease_expires_at)
+                     memory_limit_bytes, speed, charge, allowed_models, allowed_agents, pulls, pid, version,
+                     problem, lease_expires_at)
 VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, CAST(:model_bytes AS jsonb),
         :engine_up, :memory_limit_bytes, :speed, :charge, CAST(:allowed_models AS text[]),
-        CAST(:allowed_agents AS text[]), :pid, :version, :problem, now() + make_interval(secs => :lease_seconds))
+        CAST(:allowed_agents AS text[]), CAST(:pulls AS text[]), :pid, :version, :problem,
+        now() + make_interval(secs => :lease_seconds))
 """)
 
 
@@ -87,6 +90,7 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "charge": worker.charge,
             "allowed_models": None if worker.allowed_models is None else list(worker.allowed_models),
             "allowed_agents": None if worker.allowed_agents is None else list(worker.allowed_agents),
+            "pulls": list(worker.pulls),
             "pid": worker.pid,
             "version": worker.version,
             "lease_seconds": lease_seconds,

@@ -5,7 +5,6 @@ Invariant: a worker that cannot renew its lease knows by its own monotonic clock
 
 import math
 import os
-import socket
 import time
 import uuid
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from importlib.metadata import version
 from bitinglip.engine import wire
 from bitinglip.errors import DatabaseUnreachableError
 from bitinglip.lifecycle import lease
-from bitinglip.settings import WorkerSettings
+from bitinglip.settings import WorkerSettings, find_node_name
 from bitinglip.store.database import Database
 from bitinglip.store.workers import WorkerRecord
 from bitinglip.telemetry import get_logger
@@ -55,7 +54,7 @@ class WorkerLease:
         record = WorkerRecord(
             id=self.id,
             name=self._name,
-            node=socket.gethostname(),
+            node=find_node_name(),
             pool=self._spec.pool_name,
             kinds=pool.kinds,
             slots=pool.slots,
@@ -72,6 +71,7 @@ class WorkerLease:
             charge=pool.charge,
             allowed_models=pool.models,
             allowed_agents=pool.agents,
+            pulls=pool.pulls,
         )
         began = time.monotonic()
         lease.register_worker(self._database, record, lease_seconds=self._settings.lease_seconds)

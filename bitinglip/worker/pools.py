@@ -36,6 +36,8 @@ class Pool(BaseModel):
         preload: Models loaded when a worker starts.
         models: Those that its workers may load; None: all.
         agents: Those whose tasks its workers do; None: all.
+        pulls: Models that are fetched from the hub when a task for its workers needs them; patterns such as `Qwen/*`.
+        pin: Models that are never removed to make room.
         speed: How much work one second of these GPUs is, relative to those of the same pool on other nodes.
         charge: What agents are charged by.
     """
@@ -50,6 +52,8 @@ class Pool(BaseModel):
     preload: list[str] = Field(default_factory=list)
     models: list[str] | None = None
     agents: list[str] | None = None
+    pulls: list[str] = Field(default_factory=list)
+    pin: list[str] = Field(default_factory=list)
     speed: float = Field(default=1.0, gt=0, le=1_000, allow_inf_nan=False)
     charge: Literal["seconds", "tokens", "tasks"] = "seconds"
 
