@@ -37,6 +37,7 @@ check: setup ## Style, types, layers, no torch at entry points, migrations equal
 bench: setup ## The benchmarks; their JSON goes to benchmarks/results
 	$(BIN)/python benchmarks/queue.py --json > benchmarks/results/queue.json
 	$(BIN)/python benchmarks/engine.py --json > benchmarks/results/engine.json
+	$(BIN)/python benchmarks/images.py --json > benchmarks/results/images.json
 	$(BIN)/python benchmarks/cancel.py --json > benchmarks/results/cancel.json
 	$(BIN)/python benchmarks/dispatch.py --json > benchmarks/results/dispatch.json
 	$(BIN)/python benchmarks/fairness.py --json > benchmarks/results/fairness.json

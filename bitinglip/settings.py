@@ -184,6 +184,17 @@ class BeatSettings(_Settings):
     schedule_file: Path | None = None
 
 
+class ImageSettings(_Settings):
+    """What engines do with pictures.
+
+    Attributes:
+        prompt_in_metadata: Whether a picture's file holds its prompt, beside how it was made. Pictures are passed on,
+            and prompts may be private.
+    """
+
+    prompt_in_metadata: bool = False
+
+
 class LogSettings(_Settings):
     """What is logged, and how.
 
@@ -205,6 +216,7 @@ ALL_SETTINGS: tuple[type[_Settings], ...] = (
     DispatchSettings,
     ModelSettings,
     BeatSettings,
+    ImageSettings,
     LogSettings,
 )
 

@@ -146,4 +146,6 @@ def _register(kind: str) -> CeleryTask:
 _registered = {kind: _register(kind) for kind in find_kinds()}
 
 generate_text = _registered["text"]
+create_embedding = _registered["embedding"]
 echo = _registered["echo"]
+download_model = _registered["download"]

@@ -40,6 +40,7 @@ def make_worker(
     kinds: Sequence[str] = ("echo",),
     models: Sequence[str] = (),
     pool: str = "default",
+    node: str = "node",
     lease_seconds: float = 60,
     **fields: Any,
 ) -> uuid.UUID:
@@ -47,7 +48,7 @@ def make_worker(
     record = WorkerRecord(
         id=uuid.uuid4(),
         name=name,
-        node="node",
+        node=node,
         pool=pool,
         kinds=kinds,
         slots=slots,

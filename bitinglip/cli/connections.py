@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bitinglip.domain.catalogue import DOWNLOAD
 from bitinglip.store.database import Database
 from bitinglip.store.server import get_connection_limit
 from bitinglip.worker.hardware import find_gpus
 from bitinglip.worker.pools import Pool, plan_workers
 
 CONNECTIONS_PER_PROCESS = 2
+CONNECTIONS_PER_DOWNLOADER = 4
+"""Of an engine process that downloads; other engines have none."""
+
 DISPATCHERS = 1
 SPARE = 6
 """For clients, the command line and people with psql."""
@@ -51,7 +55,9 @@ def count_connections(database: Database, pools: Mapping[str, Pool]) -> Connecti
         DatabaseUnreachableError: If PostgreSQL cannot be asked.
     """
     gpus = find_gpus()
-    workers = sum(len(plan_workers(name, dict(pools), gpus)) for name in pools)
+    specs = [spec for name in pools for spec in plan_workers(name, dict(pools), gpus)]
+    downloaders = sum(DOWNLOAD.name in spec.pool.kinds for spec in specs)
+    needed = CONNECTIONS_PER_PROCESS * (len(specs) + DISPATCHERS) + CONNECTIONS_PER_DOWNLOADER * downloaders + SPARE
     with database.transaction() as connection:
         allowed = get_connection_limit(connection)
-    return ConnectionBudget(workers, CONNECTIONS_PER_PROCESS * (workers + DISPATCHERS) + SPARE, allowed)
+    return ConnectionBudget(len(specs), needed, allowed)

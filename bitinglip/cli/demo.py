@@ -12,9 +12,11 @@ from bitinglip.cli.output import examples, json_option, say, write_json
 from bitinglip.cli.system import RunningSystem, run_system
 from bitinglip.cli.up import data_dir_option
 from bitinglip.client import Client
+from bitinglip.domain.catalogue import TEXT
 from bitinglip.embedded.signals import StopSignals
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.queries import list_offered_models
+from bitinglip.worker.pools import find_pools_file, read_pools
 
 LOOK_SECONDS = 0.05
 LOAD_SECONDS = 60.0
@@ -33,7 +35,7 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
     """
     folder = data_dir or load_settings(ServerSettings).data_dir / "demo"
     began = time.monotonic()
-    with StopSignals() as signals, run_system(folder, None, signals, say) as system:
+    with StopSignals() as signals, run_system(folder, _list_pools(), signals, say) as system:
         start_seconds = time.monotonic() - began
         say(f"ready after {start_seconds:.1f} s; Flower is at {system.flower_url}")
         # Not closed: after an interruption its threads still read, until the servers under them are stopped.
@@ -50,6 +52,11 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
     if summary["completed"] < QUESTIONS or summary["right"] < NEEDED_RIGHT:
         say(f"error: {QUESTIONS} answers and {NEEDED_RIGHT} right ones were expected; see {system.data_dir / 'logs'}")
         ctx.exit(1)
+
+
+def _list_pools() -> list[str]:
+    """The pools whose workers answer: those of others would only make the start longer."""
+    return [name for name, pool in read_pools(find_pools_file()).items() if TEXT.name in pool.kinds]
 
 
 def _ask(client: Client, system: RunningSystem, signals: StopSignals) -> DemoRun:

@@ -1,9 +1,10 @@
-"""Show a task to its end: its text as it comes, or its record once it has ended."""
+"""Show a task to its end: its text or its progress as they come, or its record once it has ended."""
 
 import sys
 from typing import Any
 
 from bitinglip.cli.output import say, write_json, write_text
+from bitinglip.cli.progress import ProgressLine
 from bitinglip.client import Client, Handle
 from bitinglip.domain.task import Status, Task
 from bitinglip.errors import TaskEndedError
@@ -14,6 +15,8 @@ from bitinglip.streams.events import Event, EventName
 def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = False) -> None:
     """Write a task's text, or each of its events as a line of JSON, as they come.
 
+    While it waits for the download of its model, that one's progress is told: in JSON as events named `download`.
+
     Args:
         handle: The task.
         after: The id of the last event seen, to resume.
@@ -22,6 +25,8 @@ def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = Fal
     Raises:
         TaskEndedError: If the task failed or was cancelled.
     """
+    while (download := handle.find_download()) is not None:
+        _follow_download(handle, download, as_json=as_json)
     writer = _TextWriter()
     for event in handle.stream(after):
         if as_json:
@@ -33,6 +38,18 @@ def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = Fal
     if not as_json and writer.wrote_nothing and after is None:
         # Not every engine streams: the record has what it made.
         write_result(handle.task())
+
+
+def _follow_download(handle: Handle, download: Handle, *, as_json: bool) -> None:
+    """Tell how far the download is that a task waits for, until it ends."""
+    if not as_json:
+        say(f"task {handle.id} waits for task {download.id}, the download of its model")
+    writer = _TextWriter()
+    for event in download.stream():
+        if not as_json:
+            writer.write(event)
+        elif event.name is EventName.PROGRESS:
+            write_json({"event": "download", "task_id": download.id, **event.data})
 
 
 def wait_for_task(handle: Handle, *, as_json: bool = False) -> None:
@@ -83,9 +100,14 @@ class _TextWriter:
     def __init__(self) -> None:
         self.wrote_nothing = True
         self._in_line = False
+        self._progress = ProgressLine()
 
     def write(self, event: Event) -> None:
         """Write what there is of text in one event, and say what happened in others."""
+        if event.name is EventName.PROGRESS and "done_bytes" in event.data:
+            self._progress.show(event.data)
+            return
+        self._progress.end()
         match event.name:
             case EventName.TEXT:
                 text = event.data["text"]

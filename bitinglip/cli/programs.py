@@ -1,8 +1,8 @@
-"""The programs that make up a system: the dispatcher, Celery workers of one pool, Celery beat."""
+"""The programs that make up a system: the dispatcher, Celery workers of the pools, Celery beat."""
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitinglip.embedded import Program
@@ -27,25 +27,38 @@ HURRIED_WORKER_SECONDS = 5.0
 _CELERY = (sys.executable, "-m", "celery", "-A", "bitinglip")
 
 
-def plan_pool(pool_name: str | None) -> list[WorkerSpec]:
-    """The workers that a pool has on this machine.
+def plan_pools(pool_names: Sequence[str]) -> list[WorkerSpec]:
+    """The workers that pools have on this machine.
 
     Args:
-        pool_name: As in pools.toml; None: the first one there.
+        pool_names: As in pools.toml; empty: all that are there.
 
     Raises:
-        ConfigurationError: If pools.toml is wrong or has no such pool.
+        ConfigurationError: If pools.toml is wrong or has no such pool, or two of them cannot share a GPU.
     """
     pools = read_pools(find_pools_file())
-    return plan_workers(pool_name if pool_name is not None else next(iter(pools)), pools, find_gpus())
+    gpus = find_gpus()
+    specs = [spec for name in dict.fromkeys(pool_names or pools) for spec in plan_workers(name, pools, gpus)]
+    for gpu in gpus:
+        sharing = [spec for spec in specs if gpu in spec.gpus]
+        if sum(spec.pool.memory_share for spec in sharing) > 1:
+            shares = ", ".join(f"{spec.pool.memory_share:g} ({spec.pool_name})" for spec in sharing)
+            remedy = "name the pools to start with --pool, or lower their memory_share"
+            raise ConfigurationError(f"GPU {gpu.index} cannot be shared, its parts are {shares}: {remedy}")
+    return specs
 
 
 def find_worker(specs: list[WorkerSpec], number: int) -> WorkerSpec:
     """One worker of a pool.
 
     Raises:
-        ConfigurationError: If the pool has no worker of that number here.
+        ConfigurationError: If the pool has no worker of that number here, or there are several pools.
     """
+    names = list(dict.fromkeys(spec.pool_name for spec in specs))
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"--number is {number}: each of {', '.join(names)} counts from 0; name one with --pool"
+        )
     if number >= len(specs):
         pool = specs[0].pool_name
         raise ConfigurationError(

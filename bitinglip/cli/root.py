@@ -22,6 +22,7 @@ COMMANDS = {
     "submit": Entry("bitinglip.cli.submit:submit", "Submit a task."),
     "task": Entry("bitinglip.cli.task:task", "List, show, follow, cancel, retry and delete tasks."),
     "queue": Entry("bitinglip.cli.queue:queue", "See each agent's queues, and what failed for good."),
+    "model": Entry("bitinglip.cli.model:model", "Fetch, list, verify, pin and remove models."),
     "worker": Entry("bitinglip.cli.worker:worker", "List, start and drain workers."),
     "agent": Entry("bitinglip.cli.agent:agent", "See the agents, limit them, and do their work."),
     "health": Entry("bitinglip.cli.health:health", "Check that servers, schema, dispatcher and workers are there."),

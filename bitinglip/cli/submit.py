@@ -37,7 +37,9 @@ _SHARED_OPTIONS = [
         "--quote", is_flag=True, help="Only say when it would run and what it would cost; nothing is recorded."
     ),
     click.option("--wait", is_flag=True, help="Wait for the end and write the text (with --json: the record)."),
-    click.option("--follow", is_flag=True, help="Write the text as it comes (with --json: each event)."),
+    click.option(
+        "--follow", is_flag=True, help="Write the text or the progress as it comes (with --json: each event)."
+    ),
     json_option,
 ]
 
@@ -88,6 +90,24 @@ def submit_text(prompt: str, model: str, stop: tuple[str, ...], **options: Any) 
 
 
 @submit.command(
+    "embedding",
+    epilog=examples(
+        'bitinglip submit embedding "The capital of Peru" "Lima" --wait | jq .embeddings',
+        "bitinglip submit embedding - --model org/name --dimensions 256 < passage.txt",
+    ),
+)
+@click.argument("texts", nargs=-1, required=True)
+@click.option("--model", metavar="M", default="demo", show_default=True, help="A model's name, or a folder.")
+@click.option("--dimensions", type=int, metavar="N", help="Keep the first N of each vector.  [default: all]")
+@click.option("--normalize/--no-normalize", default=None, help="Give vectors the length 1.  [default: normalize]")
+@click.option("--title", metavar="T", help="For people.  [default: made from the first text]")
+@shared_options
+def submit_embedding(texts: tuple[str, ...], model: str, **options: Any) -> None:
+    """Make a vector of each of TEXTS; `-` reads one from stdin."""
+    _submit("embedding", input=[_read_prompt(text) for text in texts], model=_find_folder(model), **options)
+
+
+@submit.command(
     "echo",
     epilog=examples(
         "bitinglip submit echo hello --seconds 2 --chunks 5 --follow",
@@ -104,6 +124,26 @@ def submit_text(prompt: str, model: str, stop: tuple[str, ...], **options: Any) 
 def submit_echo(text: str, **options: Any) -> None:
     """Give TEXT back, after a while, or fail as told: for tests of what you build on BitingLip."""
     _submit("echo", text=text, **options)
+
+
+@submit.command(
+    "download",
+    epilog=examples(
+        "bitinglip submit download org/name --follow",
+        "id=$(bitinglip submit download org/name --revision v1.0)",
+        'bitinglip submit text "What is the capital of Peru?" --model org/name@v1.0 --follow',
+    ),
+)
+@click.argument("model")
+@click.option("--revision", metavar="R", help="A branch, a tag or a commit.  [default: main]")
+@title_option
+@shared_options
+def submit_download(model: str, **options: Any) -> None:
+    """Fetch MODEL, organisation/name on the hub, for every worker.
+
+    If somebody has asked for the model already, the id is that of the task that fetches it.
+    """
+    _submit("download", model=model, **options)
 
 
 @submit.command(

@@ -21,7 +21,7 @@ from bitinglip.cli.programs import (
     make_dispatcher_program,
     make_url_environment,
     make_worker_program,
-    plan_pool,
+    plan_pools,
 )
 from bitinglip.cli.schema import upgrade_schema
 from bitinglip.embedded import EmbeddedServers
@@ -57,13 +57,13 @@ class RunningSystem:
 
 @contextmanager
 def run_system(
-    data_dir: Path, pool: str | None, signals: StopSignals, tell: Callable[[str], None]
+    data_dir: Path, pools: Sequence[str], signals: StopSignals, tell: Callable[[str], None]
 ) -> Iterator[RunningSystem]:
     """Start a system, and stop it at the end of the block.
 
     Args:
         data_dir: Keeps its data, logs and passwords.
-        pool: Whose workers; None: of the first pool in pools.toml.
+        pools: Whose workers; empty: of every pool in pools.toml.
         signals: A signal during the start ends it.
         tell: Told each step.
 
@@ -74,7 +74,7 @@ def run_system(
     """
     refuse_problems()
     configure_logging()
-    specs = plan_pool(pool)
+    specs = plan_pools(pools)
     settings = load_settings(ServerSettings)
     embedded = settings.database_url is None
     servers = EmbeddedServers(

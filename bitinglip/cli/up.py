@@ -24,15 +24,15 @@ data_dir_option = click.option(
     )
 )
 @data_dir_option
-@click.option("--pool", metavar="P", help="Whose workers, as in pools.toml.  [default: the first one there]")
+@click.option("--pool", "pools", multiple=True, metavar="P", help="Whose workers; repeatable.  [default: every pool's]")
 @json_option
-def up(data_dir: Path | None, pool: str | None, *, as_json: bool) -> None:
+def up(data_dir: Path | None, pools: tuple[str, ...], *, as_json: bool) -> None:
     """Run PostgreSQL, Valkey, the dispatcher, workers (one for every GPU) and Flower until Ctrl-C.
 
     With BITINGLIP_DATABASE_URL and BITINGLIP_REDIS_URL set, it uses those servers and starts none.
     """
     default = load_settings(ServerSettings).data_dir
-    with StopSignals() as signals, run_system(data_dir or default, pool, signals, say) as system:
+    with StopSignals() as signals, run_system(data_dir or default, pools, signals, say) as system:
         if as_json:
             write_json(describe_system(system))
         else:

@@ -5,8 +5,8 @@ import click
 from bitinglip.cli.checks import refuse_problems
 from bitinglip.cli.drain import drain
 from bitinglip.cli.output import examples, json_option, write_json, write_table
-from bitinglip.cli.pool import run_pool
-from bitinglip.cli.programs import find_worker, plan_pool
+from bitinglip.cli.pool import run_workers
+from bitinglip.cli.programs import find_worker, plan_pools
 from bitinglip.client import Client
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.database import Database
@@ -36,10 +36,12 @@ def list_(*, include_gone: bool, as_json: bool) -> None:
 @worker.command(
     epilog=examples("bitinglip worker start --pool default", "bitinglip worker start --pool default --number 1")
 )
-@click.option("--pool", metavar="P", help="As in pools.toml.  [default: the first one there]")
+@click.option(
+    "--pool", "pools", multiple=True, metavar="P", help="As in pools.toml; repeatable.  [default: every pool]"
+)
 @click.option("--number", type=click.IntRange(min=0), metavar="N", help="One worker of the pool, counted from 0.")
-def start(pool: str | None, number: int | None) -> None:
-    """Run a pool's workers on this machine: one on the CPU, or one for every GPU, until Ctrl-C.
+def start(pools: tuple[str, ...], number: int | None) -> None:
+    """Run the pools' workers on this machine: one on the CPU, or one for every GPU, until Ctrl-C.
 
     This process stays their parent. A worker that dies is started again, and its tasks are free at once. One that was
     drained from afar leaves for good; when all have left, this ends with 0. The first Ctrl-C, or SIGTERM, lets what
@@ -48,13 +50,13 @@ def start(pool: str | None, number: int | None) -> None:
     A single worker writes its log to this terminal, several write to a file each.
     """
     refuse_problems()
-    specs = plan_pool(pool)
+    specs = plan_pools(pools)
     chosen = specs if number is None else [find_worker(specs, number)]
     settings = load_settings(ServerSettings)
     database = Database(settings.find_urls().database_url, connections=1)
     database.check_schema()
     database.close()
-    run_pool(chosen, settings.data_dir)
+    run_workers(chosen, settings.data_dir)
 
 
 worker.add_command(drain)

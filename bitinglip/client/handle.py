@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitinglip.client.follow import POLL_SECONDS, follow_events
-from bitinglip.domain.task import Status, Task
+from bitinglip.domain.catalogue import DOWNLOAD
+from bitinglip.domain.task import QueueState, Status, Task
 from bitinglip.errors import RedisUnreachableError, ResultTimeoutError, TaskEndedError
 from bitinglip.streams.events import Event, EventName
 from bitinglip.streams.reader import read_events
@@ -82,6 +83,19 @@ class Handle:
             after: The id of the last event seen, to resume; None: from the beginning.
         """
         return follow_events(self.task, self._read, after)
+
+    def find_download(self) -> "Handle | None":
+        """The download of a model that the task waits for now; None if it waits for none."""
+        if self.task().queue_state is not QueueState.BLOCKED:
+            return None
+        parents = self._client.explain(self.id).details.get("parents", [])
+        ids = (
+            uuid.UUID(parent["id"])
+            for parent in parents
+            if parent["type"] == DOWNLOAD.name and not Status(parent["status"]).is_final
+        )
+        found = next(ids, None)
+        return None if found is None else Handle(self._client, found)
 
     def _read(self, after: str, wait_seconds: float) -> list[Event]:
         try:

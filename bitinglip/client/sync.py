@@ -13,10 +13,13 @@ import redis
 
 from bitinglip.client.handle import Handle
 from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, find_taken_task, take_next
+from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.task import Attempt, Priority, Status, Task, TaskRequest, make_request, parse_task_id
 from bitinglip.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, TaskNotFoundError
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.explain import Explanation, explain_task
+from bitinglip.lifecycle.feasible import FRESH_SECONDS
+from bitinglip.lifecycle.fleet import look_at_fleet
 from bitinglip.lifecycle.quote import Quote, quote_request
 from bitinglip.lifecycle.submit import submit_tasks
 from bitinglip.registry.locate import BUNDLED, find_folder, locate_model
@@ -88,7 +91,8 @@ class Client:
 
         Args:
             type_: Kind of task: `text`, `echo`, ...
-            model: A bundled model, a folder, or one that a worker holds.
+            model: A bundled model, a folder, one of the hub as `organisation/name`, or one that a worker holds. One of
+                the hub that is not here is fetched first, where a worker's pool `pulls` it.
             agent: Who asks; `default` if nobody says.
             priority: `critical`, `high`, `medium` (the default) or `low`.
             user: On whose behalf.
@@ -98,7 +102,7 @@ class Client:
             metadata: A JSON object of the caller's own.
             ttl: Seconds that it may wait; then it fails as `expired`.
             not_before: It does not start before then; with a time zone.
-            depends_on: Tasks of the same agent that must complete first; one that does not fails it.
+            depends_on: Tasks of the same agent, or downloads, that must complete first; one that does not fails it.
             idempotency_key: A second submission of the agent with this key returns the same task.
             **payload: The kind's own fields: for `text`, `prompt` or `messages`, `max_tokens`, `temperature`, ...
 
@@ -107,7 +111,8 @@ class Client:
             ModelNotFoundError: If the model is not known.
             TaskNotFoundError: If a task that it depends on is not known.
             LimitExceededError: If too many of the agent's or the channel's tasks wait, or it may not ask so urgently.
-            InfeasibleError: If no registered worker could ever do it: the type, the model's size, who may use it.
+            InfeasibleError: If no registered worker could ever do it: the type, the model's size, who may use it; or if
+                its model is not here and would not be fetched.
             DatabaseUnreachableError: If PostgreSQL is away. Nothing was recorded.
         """
         parents = [item.id if isinstance(item, Handle) else parse_task_id(item) for item in depends_on]
@@ -308,6 +313,10 @@ class Client:
             return known[1]
         if find_folder(model) is not None:
             context = locate_model(model).context_tokens
+        elif is_hub_name(model):
+            # Whether it is here, or may be fetched, the submission finds out.
+            place = look_at_fleet(self.database, max_age_seconds=FRESH_SECONDS).places.get(model)
+            context = place.context_tokens if place is not None else None
         else:
             with self.database.transaction() as connection:
                 offered = queries.list_offered_models(connection)

@@ -5,6 +5,9 @@ else a model must leave: at once on a worker that has nothing to do, and elsewhe
 too long. A model that is in use is never counted out: a worker that must first finish with it is given no more of its
 tasks, only those of the model that comes.
 
+Of several workers that would all have to load the model, one comes first whose node has its files, even if its engine
+must start: that takes seconds, and a model takes minutes to cross a network.
+
 The sizes are estimates until a model has been loaded and measured. One that is not known counts as fitting; the engine
 process makes room by what it measures.
 """
@@ -58,6 +61,7 @@ class WorkerRoom:
         memory_bytes: What it may hold; None: no limit known.
         engine_up: Whether its engine can begin at once.
         avoids: Models that failed to load there a short while ago.
+        stored: Models of the hub whose files its node has.
         allowed_models: None: all.
         allowed_agents: None: all.
         unclaimed: Tasks that are reserved for it and that it has not begun.
@@ -75,6 +79,7 @@ class WorkerRoom:
     memory_bytes: int | None = None
     engine_up: bool = True
     avoids: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
     allowed_models: frozenset[str] | None = None
     allowed_agents: frozenset[str] | None = None
     unclaimed: int = 0
@@ -282,19 +287,23 @@ class Fleet:
         if may_swap_idle or not choice.is_held:
             fitting = choice.pick(
                 Placement.FITS,
-                lambda w: (not w.engine_up, -w.free, w.name),
+                lambda w: (model not in w.stored, not w.engine_up, -w.free, w.name),
                 lambda w: w.free > 0 and self._fits(w, size) and (not choice.is_held or w.held < w.slots),
             )
             if fitting is not None:
                 return fitting, Placement.FITS
         if may_swap_idle or may_swap:
-            idle = choice.pick(Placement.IDLE, lambda w: (not w.engine_up, w.name), lambda w: w.free > 0 and not w.held)
+            idle = choice.pick(
+                Placement.IDLE,
+                lambda w: (model not in w.stored, not w.engine_up, w.name),
+                lambda w: w.free > 0 and not w.held,
+            )
             if idle is not None:
                 return idle, Placement.IDLE
         if may_swap and not choice.is_held:
             settled = choice.pick(
                 Placement.OVERDUE,
-                lambda w: (not w.engine_up, w.held, w.name),
+                lambda w: (model not in w.stored, not w.engine_up, w.held, w.name),
                 lambda w: w.free > 0 and not self._is_changing(w),
             )
             if settled is not None:

@@ -11,8 +11,10 @@ from sqlalchemy import Connection
 from bitinglip.dispatcher.arrivals import admit_arrivals
 from bitinglip.dispatcher.placement import WorkerRoom
 from bitinglip.dispatcher.plan import ELDER_GRANT, Agent, Assignment, Closing, Head, Lane, Plan, plan_pool
+from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.task import Priority
 from bitinglip.store.charges import settle_charges
+from bitinglip.store.copies import list_stored
 from bitinglip.store.database import Database
 from bitinglip.store.lanes import (
     LANES_PER_ROUND,
@@ -130,6 +132,7 @@ def _fill_pool(
     # A few more than are due: one may have no place.
     elders = due + ELDERS_SPARE if room and due else 0
     lanes = _read_lanes(list_lanes(connection, pool, kinds, depth=depth, elders=elders))
+    _note_stored(connection, workers, rows, lanes)
     # Twice an even share: a lane that is served more than its share is read further in the next round.
     depth = -(-2 * room // len(lanes)) if room and lanes else 1
     keys = [_key(lane) for lane in lanes]
@@ -181,6 +184,19 @@ def _make_room(row: Any) -> WorkerRoom:
         unclaimed=row.unclaimed,
         urgent=row.urgent,
     )
+
+
+def _note_stored(
+    connection: Connection, workers: Sequence[WorkerRoom], rows: Sequence[Any], lanes: Sequence[Lane]
+) -> None:
+    """Say which workers have the files of a model that is waited for, if it is one that they may or may not have."""
+    models = {lane.model for lane in lanes}
+    wanted = sorted(filter(is_hub_name, models))
+    if not wanted:
+        return
+    stored = list_stored(connection, wanted)
+    for worker, row in zip(workers, rows, strict=True):
+        worker.stored = stored.get(row.node, frozenset())
 
 
 def _read_lanes(rows: Sequence[Any]) -> list[Lane]:

@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from bitinglip.domain.embedding_payload import EmbeddingPayload
+from bitinglip.domain.image_payload import ImagePayload
 from bitinglip.domain.payloads import AgentPayload, DownloadPayload, EchoPayload, Payload, TextPayload
 from bitinglip.errors import InvalidRequestError
 
@@ -57,6 +59,8 @@ class Kind:
 
 
 TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load", continues=True)
+EMBEDDING = Kind("embedding", EmbeddingPayload, "bitinglip.engine.embedding:load")
+IMAGE = Kind("image", ImagePayload, "bitinglip.engine.image:load")
 ECHO = Kind("echo", EchoPayload, "bitinglip.engine.fake:load", needs_model=False)
 DOWNLOAD = Kind(
     "download",

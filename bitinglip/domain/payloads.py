@@ -174,7 +174,8 @@ class DownloadPayload(Payload):
         try:
             _ = self.name
         except InvalidRequestError as exc:
-            raise ValueError(str(exc)) from exc
+            message = f"{exc.field}: {exc.remedy}"
+            raise ValueError(message) from exc
         return self
 
     def make_title(self) -> str:

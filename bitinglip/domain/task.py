@@ -14,6 +14,7 @@ import uuid_utils.compat
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitinglip.domain.catalogue import get_kind
+from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.payloads import CleanText, Payload, dump_json
 from bitinglip.errors import InvalidRequestError, TaskNotFoundError
 from bitinglip.settings import MAX_TTL_SECONDS, MIN_TTL_SECONDS
@@ -131,13 +132,17 @@ def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> T
     Args:
         kind_name: A kind of the catalogue: `text`, `echo`, ...
         payload: The kind's own fields.
-        **fields: Fields of `TaskRequest`; None means absent.
+        **fields: Fields of `TaskRequest`; None means absent. `model` is the payload's, for a kind that is about models.
 
     Raises:
         InvalidRequestError: Naming the first bad field, its value and what would be right.
     """
     kind = get_kind(kind_name)
     given = {name: value for name, value in fields.items() if value is not None}
+    if isinstance(model := given.get("model"), str) and is_hub_name(model):
+        given["model"] = model.removesuffix("@main")
+    if "model" in given and not kind.needs_model and "model" in kind.payload.model_fields:
+        payload = {"model": given.pop("model"), **payload}
     if kind.needs_model and "model" not in given:
         raise InvalidRequestError("model", None, f"a task of type {kind_name} names a model")
     try:

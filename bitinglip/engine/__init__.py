@@ -13,8 +13,10 @@
     activity  what the process does now, in memory that both ends share
     limits    how long it may take over that before it is killed
     folder    a model folder: what it is, and why it is refused
+              (weight_files, safetensors_header, model_config, custom_code, json_objects: its parts)
     fake      the `echo` kind: delays and failures on demand
     text/     continuous batching over any causal language model
+    embedding/  a vector for each text, from any encoder or causal language model
 
 Invariants: only the engine process imports torch; it ends when its worker ends, because the pipe closes. Whatever
 becomes of it, every request that the link accepted gets exactly one `Finished`, `Failed` or `EngineLost`.

@@ -8,7 +8,7 @@ Invariant: for every request that `add` accepted, exactly one `Finished` or `Fai
 `cancel()`, and nothing for that request after it. A bad request fails alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +24,15 @@ class EngineRequest:
         id: Unique within the process (`task_id:attempt`).
         payload: The kind's validated payload, as JSON.
         made_token_ids: Tokens that earlier attempts made and sent as `Text`; the text continues after them.
+        inputs: Local files that the worker has fetched for it, by what they are for.
+        spool: A local folder of this attempt's own, for the files that it makes; None: it may make none.
     """
 
     id: str
     payload: JsonObject
     made_token_ids: Sequence[int] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    spool: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,16 @@ class Usage:
         prompt_tokens: Tokens read.
         completion_tokens: Tokens made.
         load_seconds: Of these engine seconds, what loading its model took; 0 where others had caused the load.
+        steps: Steps taken, over all its pictures.
+        pixels: Of all its pictures.
     """
 
     engine_seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     load_seconds: float = 0.0
+    steps: int = 0
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,10 @@ class EngineHost:
 
     def _add(self, command: wire.Run, key: Key) -> None:
         self._where[command.request_id] = key
-        self._engines.use(key).add(EngineRequest(command.request_id, command.payload, command.made_token_ids))
+        request = EngineRequest(
+            command.request_id, command.payload, command.made_token_ids, command.inputs, command.spool
+        )
+        self._engines.use(key).add(request)
 
     def _admit_waiting(self) -> None:
         """Begin what waits, in order, as far as there is room; requests of one model together."""

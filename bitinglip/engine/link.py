@@ -134,6 +134,13 @@ class EngineLink:
         elif self._send(process, command):
             request.is_sent = True
 
+    def preload(self, command: wire.Preload) -> None:
+        """Load a model now, where there is room for it, and at each start from now on."""
+        with self._mutex:
+            process = self._process
+            self._preload = (*self._preload, command)
+        self._send(process, command)
+
     def cancel(self, request_id: str) -> None:
         """Stop a request; its listener still gets its `Failed`, or a `Finished` that came first."""
         self._send(self._process, wire.Cancel(request_id))
@@ -243,7 +250,8 @@ class EngineLink:
             case Activity.PRELOAD if self._loading in self._died_preloading:
                 # Or the next process would die of it too, and the next.
                 log.error("preload_dropped", model=self._loading)
-                self._preload = tuple(command for command in self._preload if command.model != self._loading)
+                with self._mutex:
+                    self._preload = tuple(command for command in self._preload if command.model != self._loading)
             case Activity.PRELOAD:
                 self._died_preloading.add(self._loading)
         return death

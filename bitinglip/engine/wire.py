@@ -16,6 +16,8 @@ class Run:
 
     Attributes:
         made_token_ids: Tokens that earlier attempts made and sent; the text continues after them.
+        inputs: Local files that the worker has fetched for it, by what they are for.
+        spool: A local folder of this attempt's own, for the files that it makes; None: it may make none.
     """
 
     request_id: str
@@ -24,6 +26,8 @@ class Run:
     folder: str | None
     payload: JsonObject
     made_token_ids: list[int] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    spool: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

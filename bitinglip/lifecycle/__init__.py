@@ -2,6 +2,8 @@
 
     submit   a request becomes a record, within its agent's limits: ready, scheduled, or blocked by its parents
       feasible   what no worker could ever do is refused
+        fleet    the workers and models that there are, as one picture
+      bring      a model that is not here is fetched first, once for everybody
     waiting  its time comes, its parents end, or it has waited too long
              (dispatcher.plan reserves it for a worker and rings that worker's doorbell)
     claim    the worker takes the lease: one attempt is now its own

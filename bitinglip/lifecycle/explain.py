@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row
 
-from bitinglip.domain.catalogue import find_kinds
+from bitinglip.domain.catalogue import DOWNLOAD, find_kinds
 from bitinglip.domain.task import QueueState, Status
 from bitinglip.errors import TaskNotFoundError
 from bitinglip.lifecycle.ability import Obstacle, find_obstacle
@@ -78,11 +78,12 @@ def explain_task(database: Database, task_id: uuid.UUID, *, swap_seconds: float)
 
 def _explain(connection: Connection, task: Row[Any], swap_seconds: float) -> Explanation:
     if task.status != Status.PENDING:
-        return _explain_run(task)
+        return _explain_run(task, _find_downloads(connection, [task]).get(task.id))
     state = QueueState(task.queue_state)
     match state:
         case QueueState.BLOCKED:
-            return _explain_parents(explaining.list_open_parents(connection, task.id))
+            parents = explaining.list_open_parents(connection, task.id)
+            return _explain_parents(parents, _find_downloads(connection, parents))
         case QueueState.SCHEDULED:
             return _explain_schedule(task)
         case QueueState.RESERVED:
@@ -94,14 +95,21 @@ def _explain(connection: Connection, task: Row[Any], swap_seconds: float) -> Exp
             assert_never(state)
 
 
-def _explain_run(task: Row[Any]) -> Explanation:
+def _find_downloads(connection: Connection, tasks: Sequence[Row[Any]]) -> Mapping[uuid.UUID, Row[Any]]:
+    """What those of the tasks fetch that are downloads."""
+    ids = [task.id for task in tasks if task.type == DOWNLOAD.name]
+    return explaining.find_downloads(connection, ids) if ids else {}
+
+
+def _explain_run(task: Row[Any], download: Row[Any] | None) -> Explanation:
     status = Status(task.status)
     if status is Status.IN_PROGRESS:
         seconds, worker = task.running_seconds, task.worker_name
-        details = {"worker": worker, "since": task.started_at, "progress": task.progress, "seconds": seconds}
+        progress = task.progress if download is None else _measure_progress(download)
+        details = {"worker": worker, "since": task.started_at, "progress": progress, "seconds": seconds}
         if task.cancel_requested_at is not None:
             return Explanation(Reason.CANCELLING, f"worker {worker} stops it, as it was cancelled", details=details)
-        message = f"worker {worker} has run it for {seconds:,.1f} s, attempt {task.attempt}, {task.progress:.0%} done"
+        message = f"worker {worker} has run it for {seconds:,.1f} s, attempt {task.attempt}, {progress:.0%} done"
         return Explanation(Reason.IN_PROGRESS, message, "its end", details=details)
     details = {"error_code": task.error_code, "finished_at": task.finished_at}
     if status is Status.COMPLETED:
@@ -114,12 +122,31 @@ def _explain_run(task: Row[Any]) -> Explanation:
     return Explanation(Reason(status), message, release, details=details)
 
 
-def _explain_parents(parents: Sequence[Row[Any]]) -> Explanation:
-    states = [f"{parent.id} ({parent.status})" for parent in parents]
+def _explain_parents(parents: Sequence[Row[Any]], downloads: Mapping[uuid.UUID, Row[Any]]) -> Explanation:
+    states = [_describe_parent(parent, downloads.get(parent.id)) for parent in parents]
     message = f"it depends on {_join(states)}" if states else "all that it depends on have ended; it is decided next"
-    details = {"parents": [{"id": str(p.id), "status": p.status, "queue_state": p.queue_state} for p in parents]}
+    details = {"parents": [_dump_parent(parent, downloads.get(parent.id)) for parent in parents]}
     release = "their completion" if len(parents) != 1 else "its completion"
     return Explanation(Reason.BLOCKED, message, release, details=details)
+
+
+def _describe_parent(parent: Row[Any], download: Row[Any] | None) -> str:
+    if download is None:
+        return f"{parent.id} ({parent.status})"
+    standing = f"{_measure_progress(download):.0%} done" if parent.status == Status.IN_PROGRESS else parent.status
+    return f"{parent.id} (the download of model {download.model!r}, {standing})"
+
+
+def _dump_parent(parent: Row[Any], download: Row[Any] | None) -> Mapping[str, Any]:
+    document = {"id": str(parent.id), "type": parent.type, "status": parent.status, "queue_state": parent.queue_state}
+    if download is None:
+        return document
+    return {**document, "model": download.model, "progress": _measure_progress(download)}
+
+
+def _measure_progress(download: Row[Any]) -> float:
+    """The part of a model that has come; 0 while its size is not known."""
+    return (download.done_bytes or 0) / download.total_bytes if download.total_bytes else 0.0
 
 
 def _explain_schedule(task: Row[Any]) -> Explanation:

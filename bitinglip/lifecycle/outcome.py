@@ -137,8 +137,10 @@ def _error(code: str, message: str, *, retryable: bool = False) -> Mapping[str, 
 
 def _usage_json(usage: Usage) -> dict[str, float | int]:
     caused = {"load_seconds": round(usage.load_seconds, 6)} if usage.load_seconds else {}
+    drawn = {"steps": usage.steps, "pixels": usage.pixels} if usage.steps else {}
     return {
         **caused,
+        **drawn,
         "engine_seconds": round(usage.engine_seconds, 6),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -9,16 +9,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bitinglip.domain.catalogue import find_kinds, get_kind
 from bitinglip.engine import wire
 from bitinglip.engine.base import Begun, EngineEvent, EngineLost, Failed, Finished, Progress, PutOff, Text
 from bitinglip.engine.link import EngineLink
-from bitinglip.errors import BitingLipError, DatabaseUnreachableError
+from bitinglip.errors import BitingLipError, DatabaseUnreachableError, InvalidModelError
 from bitinglip.lifecycle.outcome import Outcome, StopReason, decide_ending, find_load_failure
 from bitinglip.lifecycle.solitude import Solitude
+from bitinglip.registry.progress import DownloadProgress
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.events import EventName
 from bitinglip.streams.writer import AttemptEvents, EventWriter
@@ -40,12 +42,15 @@ class RunReport:
 NOT_OURS = RunReport(Outcome.NOT_OURS)
 
 
+UseModel = Callable[[str, threading.Event, Callable[[DownloadProgress], None]], AbstractContextManager[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class RunLimits:
     """How long things may take.
 
     Attributes:
-        attempt_seconds: An attempt, from its engine's start to its end.
+        attempt_seconds: An attempt, from its engine's start to its end; not of kinds that are not timed.
         stop_seconds: A request that was told to stop, before its engine is killed.
         base_retry_seconds: Before the first retry of a task that failed.
     """
@@ -66,12 +71,14 @@ class RunningAttempt:
     Attributes:
         claimed_at: On the monotonic clock; None before the claim has succeeded.
         stop: Why it was told to stop; None: it was not.
+        is_stopped: Set once it was told to stop.
         last_text: The end of its text, which is shown when the ending has been recorded.
     """
 
     doorbell: Doorbell
     claimed_at: float | None = None
     stop: StopReason | None = None
+    is_stopped: threading.Event = field(default_factory=threading.Event)
     last_text: Text | None = None
     events: "queue.SimpleQueue[EngineEvent | _Stop]" = field(default_factory=queue.SimpleQueue)
 
@@ -89,7 +96,9 @@ class TaskRunner:
         finish: Records one ending and returns its outcome; None if the attempt was no longer this worker's.
         link: The engine process.
         writer: Where events go.
-        find_folder: The folder of a model, or an error that says why it cannot be used.
+        use_model: The folder of a model for the length of a block, or an error that says why it cannot be used. It may
+            take its time, tells how far it is, and gives up when the event is set.
+        doubt_model: Told that the files of a model could not be used; whether another attempt may find better ones.
         report_load_failure: Told that a kind's model could not be loaded, and why; a text says that it is given up.
         slots: Attempts that run at once.
         limits: How long things may take.
@@ -102,14 +111,16 @@ class TaskRunner:
         link: EngineLink,
         writer: EventWriter,
         *,
-        find_folder: Callable[[str], str],
+        use_model: UseModel,
+        doubt_model: Callable[[str], bool],
         report_load_failure: Callable[[str, str, str], str | None],
         slots: int,
         limits: RunLimits,
     ) -> None:
         self._claim = claim
         self._finish = finish
-        self._find_folder = find_folder
+        self._use_model = use_model
+        self._doubt_model = doubt_model
         self._report_load_failure = report_load_failure
         self._link = link
         self._writer = writer
@@ -130,6 +141,7 @@ class TaskRunner:
             if attempt.stop is not None and reason <= attempt.stop:
                 return
             attempt.stop = reason
+        attempt.is_stopped.set()
         attempt.events.put(_Stop())
         self._solitude.look_again()
 
@@ -180,19 +192,32 @@ class TaskRunner:
     def _compute(
         self, attempt: RunningAttempt, task: ClaimedTask, events: AttemptEvents, made_token_ids: list[int]
     ) -> Finished | Failed | EngineLost:
+        command = wire.Run(attempt.request_id, task.type, task.model, None, task.payload, made_token_ids)
         try:
             kind = get_kind(task.type)
-            folder = self._find_folder(task.model or "") if kind.needs_model else None
+            if not kind.needs_model:
+                return self._run_engine(attempt, command, events, is_timed=kind.timed)
+            model = task.model or ""
+            with self._use_model(model, attempt.is_stopped, lambda progress: _publish(events, progress)) as folder:
+                ended = self._run_engine(attempt, replace(command, folder=folder), events, is_timed=kind.timed)
         except BitingLipError as exc:
-            return Failed(attempt.request_id, exc.code, str(exc), retryable=False)
-        command = wire.Run(attempt.request_id, task.type, task.model, folder, task.payload, made_token_ids)
-        self._link.start(command, attempt.events.put)
-        return self._await_end(attempt, events)
+            ended = Failed(attempt.request_id, exc.code, str(exc), retryable=exc.retryable)
+        if isinstance(ended, Failed) and ended.code == InvalidModelError.code and self._doubt_model(task.model or ""):
+            return replace(ended, retryable=True)
+        return ended
 
-    def _await_end(self, attempt: RunningAttempt, events: AttemptEvents) -> Finished | Failed | EngineLost:
+    def _run_engine(
+        self, attempt: RunningAttempt, command: wire.Run, events: AttemptEvents, *, is_timed: bool
+    ) -> Finished | Failed | EngineLost:
+        self._link.start(command, attempt.events.put)
+        return self._await_end(attempt, events, limit_seconds=self._limits.attempt_seconds if is_timed else math.inf)
+
+    def _await_end(
+        self, attempt: RunningAttempt, events: AttemptEvents, *, limit_seconds: float
+    ) -> Finished | Failed | EngineLost:
         """Pass on what the engine gives, and see to it that it ends in time."""
         began = time.monotonic()
-        out_of_time_at = began + self._limits.attempt_seconds
+        out_of_time_at = began + limit_seconds
         killed_at = math.inf
         while True:
             patience = min(out_of_time_at, killed_at) - time.monotonic()
@@ -202,7 +227,7 @@ class TaskRunner:
                 if time.monotonic() >= killed_at:
                     killed_at = math.inf
                     self._kill_engine(attempt)
-                elif (more := self._find_time_left(began)) > 0:
+                elif (more := self._find_time_left(began, limit_seconds)) > 0:
                     out_of_time_at = time.monotonic() + more
                 else:
                     out_of_time_at = math.inf
@@ -214,7 +239,7 @@ class TaskRunner:
                 case PutOff() | Begun():
                     began = time.monotonic()
                     is_waiting = isinstance(event, PutOff) or attempt.stop is not None
-                    out_of_time_at = math.inf if is_waiting else began + self._limits.attempt_seconds
+                    out_of_time_at = math.inf if is_waiting else began + limit_seconds
                 case Text(last=True):
                     attempt.last_text = event
                 case Text(_, text, token_ids):
@@ -229,11 +254,11 @@ class TaskRunner:
                 case _:
                     assert_never(event)
 
-    def _find_time_left(self, began: float) -> float:
+    def _find_time_left(self, began: float, limit_seconds: float) -> float:
         """Seconds that an attempt may still run; until the engine is up and has loaded its models it has not begun."""
         if self._link.is_loading:
-            return self._limits.attempt_seconds
-        return max(began, self._link.loaded_at) + self._limits.attempt_seconds - time.monotonic()
+            return limit_seconds
+        return max(began, self._link.loaded_at) + limit_seconds - time.monotonic()
 
     def _kill_engine(self, attempt: RunningAttempt) -> None:
         seconds = self._limits.stop_seconds
@@ -285,3 +310,8 @@ class TaskRunner:
                 log.warning("finish_delayed", task_id=str(ending.task_id), reason=str(exc))
                 time.sleep(DATABASE_RETRY_SECONDS)
         return None
+
+
+def _publish(events: AttemptEvents, progress: DownloadProgress) -> None:
+    """Tell whoever follows a task how far the model is that it waits for."""
+    events.publish(EventName.PROGRESS, fraction=progress.fraction, **progress.to_json())

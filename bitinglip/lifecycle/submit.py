@@ -6,12 +6,23 @@ from typing import NoReturn
 
 from sqlalchemy import Connection
 
+from bitinglip.domain.catalogue import DOWNLOAD
 from bitinglip.domain.task import TaskRequest
 from bitinglip.errors import InvalidRequestError, LimitExceededError, TaskNotFoundError
+from bitinglip.lifecycle.bring import Arrangement, arrange_downloads, list_models_to_bring, note_downloads
 from bitinglip.lifecycle.feasible import check_feasible
+from bitinglip.lifecycle.fleet import SYSTEM_AGENT, FleetPicture, read_fleet
 from bitinglip.settings import TaskSettings
 from bitinglip.store.database import Database, retry_once
-from bitinglip.store.submissions import Limits, Refusal, find_keyed, insert_tasks, lock_submitters, mark_parents
+from bitinglip.store.submissions import (
+    Limits,
+    Parent,
+    Refusal,
+    find_keyed,
+    insert_tasks,
+    lock_submitters,
+    mark_parents,
+)
 
 BATCH = 1_000
 
@@ -19,7 +30,8 @@ BATCH = 1_000
 def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
     """Record tasks in the order given, in transactions of up to `BATCH`; returns the id of each.
 
-    An id is that of an earlier task where the idempotency key was used before.
+    An id is that of an earlier task where the idempotency key was used before, and of a download that waits or runs
+    already where one of the same model is asked for.
 
     Raises:
         InfeasibleError: If no registered worker could ever do one of them. Nothing is recorded.
@@ -29,10 +41,10 @@ def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: 
         LimitExceededError: If too many would wait. Nothing of the current batch is recorded.
         DatabaseUnreachableError: If PostgreSQL is away. Nothing of the current batch is recorded.
     """
-    check_feasible(database, requests)
+    picture = check_feasible(database, requests)
     ids: list[uuid.UUID] = []
     for start in range(0, len(requests), BATCH):
-        ids += _submit_batch(database, requests[start : start + BATCH], settings)
+        ids += _submit_batch(database, requests[start : start + BATCH], settings, picture)
     return ids
 
 
@@ -44,13 +56,18 @@ def submit_within(connection: Connection, request: TaskRequest, settings: TaskSe
         TaskNotFoundError: As `submit_tasks`.
         LimitExceededError: As `submit_tasks`.
     """
-    return _insert_whole(connection, [request], settings)[0]
+    picture = FleetPicture(members=[])
+    if list_models_to_bring([request], picture):
+        picture = read_fleet(connection)
+    return _insert_whole(connection, [request], settings, picture)[0]
 
 
-def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
+def _submit_batch(
+    database: Database, batch: Sequence[TaskRequest], settings: TaskSettings, picture: FleetPicture
+) -> list[uuid.UUID]:
     def insert_whole() -> list[uuid.UUID]:
         with database.transaction() as connection:
-            return _insert_whole(connection, batch, settings)
+            return _insert_whole(connection, batch, settings, picture)
 
     def insert_alone(*, exact: bool) -> Sequence[Refusal]:
         with database.statement() as connection:
@@ -61,7 +78,9 @@ def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: Ta
             return _find_ids(connection, batch)
 
     single = len(batch) == 1
-    if any(request.depends_on or (request.idempotency_key and not single) for request in batch):
+    if list_models_to_bring(batch, picture) or any(
+        request.depends_on or (request.idempotency_key and not single) for request in batch
+    ):
         return retry_once(insert_whole)
     # The shared lock is enough where there is room for everybody.
     refused = not single or retry_once(lambda: insert_alone(exact=False))
@@ -70,16 +89,21 @@ def _submit_batch(database: Database, batch: Sequence[TaskRequest], settings: Ta
     return retry_once(find_ids) if batch[0].idempotency_key else [request.id for request in batch]
 
 
-def _insert_whole(connection: Connection, batch: Sequence[TaskRequest], settings: TaskSettings) -> list[uuid.UUID]:
-    # Before looking for keys: until this ends, nobody else records one of them.
-    lock_submitters(connection, batch)
-    requests = _name_recorded_parents(connection, batch)
+def _insert_whole(
+    connection: Connection, batch: Sequence[TaskRequest], settings: TaskSettings, picture: FleetPicture
+) -> list[uuid.UUID]:
+    models = list_models_to_bring(batch, picture)
+    # Before looking for keys and downloads: until this ends, nobody else records one of them.
+    lock_submitters(connection, batch, [SYSTEM_AGENT] if models else [])
+    arranged = arrange_downloads(connection, batch, models, picture) if models else Arrangement([*batch])
+    requests = _name_recorded_parents(connection, arranged.requests)
     _check_parents(connection, requests)
-    refusals = _insert(connection, requests, settings, exact=True)
-    if refusals:
+    if requests and (refusals := _insert(connection, requests, settings, exact=True)):
         _refuse(refusals[0])
+    note_downloads(connection, arranged.begun)
     # Before the commit: a key that was used for something else undoes the batch.
-    return _find_ids(connection, batch)
+    ids = _find_ids(connection, batch)
+    return [arranged.joined.get(request.id, task_id) for request, task_id in zip(batch, ids, strict=True)]
 
 
 def _insert(
@@ -113,7 +137,7 @@ def _name_recorded_parents(connection: Connection, batch: Sequence[TaskRequest])
 
 def _check_parents(connection: Connection, batch: Sequence[TaskRequest]) -> None:
     parents = {parent for request in batch for parent in request.depends_on}
-    before: dict[uuid.UUID, str] = {}
+    before: dict[uuid.UUID, Parent] = {}
     recorded = mark_parents(connection, parents) if parents else {}
     later = {request.id for request in batch}
     for request in batch:
@@ -121,13 +145,14 @@ def _check_parents(connection: Connection, batch: Sequence[TaskRequest]) -> None
         for parent in request.depends_on:
             if parent in later:
                 raise InvalidRequestError("depends_on", str(parent), "comes after the task; submit parents first")
-            agent_id = before.get(parent) or recorded.get(parent)
-            if agent_id is None:
+            found = before.get(parent) or recorded.get(parent)
+            if found is None:
                 raise TaskNotFoundError(parent)
-            if agent_id != request.agent_id:
+            # A model that is fetched is everybody's.
+            if found.agent_id != request.agent_id and found.type != DOWNLOAD.name:
                 remedy = f"a task of another agent than {request.agent_id!r}; depend on your own tasks"
                 raise InvalidRequestError("depends_on", str(parent), remedy)
-        before[request.id] = request.agent_id
+        before[request.id] = Parent(request.agent_id, request.type)
 
 
 def _refuse(refusal: Refusal) -> NoReturn:

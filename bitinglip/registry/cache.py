@@ -111,21 +111,48 @@ class ModelCache:
         for part in (self.find_repo(repo) / "blobs").glob("*.part"):
             part.unlink(missing_ok=True)
 
+    def delete_orphans(self, repo: str, manifest: Manifest) -> None:
+        """Delete those of a manifest's blobs that no snapshot links, and the model's folder if nothing else is in it.
+
+        Raises:
+            OSError: If something of it cannot be deleted.
+        """
+        kept = self._find_linked(repo)
+        for blob in (self.find_blob(repo, file) for file in manifest.files):
+            if os.path.realpath(blob) not in kept:
+                blob.unlink(missing_ok=True)
+        home = self.find_repo(repo)
+        if not any(path.is_symlink() or not path.is_dir() for path in home.rglob("*")):
+            shutil.rmtree(home, ignore_errors=True)
+
+    def has_any(self, repo: str, manifest: Manifest) -> bool:
+        """Whether there is anything of a manifest's files, be it a part of one."""
+        return any(
+            self.find_blob(repo, file).exists() or self.find_part(repo, file).exists() for file in manifest.files
+        )
+
+    def unlink(self, repo: str, commit: str) -> None:
+        """Delete a snapshot, and what calls it by name; its blobs stay.
+
+        Raises:
+            OSError: If something of it cannot be deleted.
+        """
+        snapshot = self.find_snapshot(repo, commit)
+        if snapshot.exists():
+            shutil.rmtree(snapshot)
+        for ref in (path for path in (self.find_repo(repo) / "refs").rglob("*") if path.is_file()):
+            if ref.read_text().strip() == commit:
+                ref.unlink()
+
     def delete(self, repo: str, commit: str) -> int:
         """Delete one commit of a model, with the blobs that no other commit links; returns the bytes that came free.
 
         Raises:
             OSError: If something of it cannot be deleted.
         """
+        self.unlink(repo, commit)
         home = self.find_repo(repo)
-        snapshot = self.find_snapshot(repo, commit)
-        if snapshot.exists():
-            shutil.rmtree(snapshot)
-        for ref in (path for path in (home / "refs").rglob("*") if path.is_file()):
-            if ref.read_text().strip() == commit:
-                ref.unlink()
-        others = home / "snapshots"
-        kept = {os.path.realpath(path) for path in others.rglob("*") if path.is_symlink()} if others.exists() else set()
+        kept = self._find_linked(repo)
         freed = 0
         for blob in list((home / "blobs").glob("*")):
             if os.path.realpath(blob) not in kept:
@@ -134,6 +161,11 @@ class ModelCache:
         if not kept:
             shutil.rmtree(home, ignore_errors=True)
         return freed
+
+    def _find_linked(self, repo: str) -> set[str]:
+        """The files that some snapshot links."""
+        snapshots = self.find_repo(repo) / "snapshots"
+        return {os.path.realpath(path) for path in snapshots.rglob("*") if path.is_symlink()}
 
     @contextlib.contextmanager
     def lock_to_write(self, repo: str, stop: threading.Event | None = None) -> Iterator[bool]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bitinglip.domain.models import is_hub_name
 from bitinglip.engine.folder import ModelFolder, inspect_folder
 from bitinglip.errors import ModelNotFoundError
 
@@ -30,6 +31,11 @@ def find_folder(name: str) -> Path | None:
     except (OSError, RuntimeError):
         # Longer than a path may be, or the home of nobody.
         return None
+
+
+def is_hub_model(name: str) -> bool:
+    """Whether a name stands for a model of the hub: it looks like one, and is no folder of this machine."""
+    return is_hub_name(name) and find_folder(name) is None
 
 
 def measure_weights(name: str) -> int | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from bitinglip.store.entries import ModelCopy
+from bitinglip.store.entries import STALE_SECONDS, ModelCopy
+from bitinglip.store.statement import Statement
 
 ALIVE_SECONDS = 30
 """A node that has not said so for as long counts as gone."""
@@ -62,16 +63,61 @@ def use_copies(connection: Connection, node: str, models: Sequence[str]) -> None
     connection.execute(_USE, {"node": node, "models": list(models)})
 
 
-_DELETE = text("DELETE FROM model_copies WHERE model = :model AND node = :node")
+_SHARERS = """
+SELECT other.name FROM nodes AS own JOIN nodes AS other ON other.store_id = own.store_id WHERE own.name = :node
+UNION ALL SELECT CAST(:node AS text)
+"""
+"""The node, and the nodes that see the same folder."""
+
+_DELETE = text(f"DELETE FROM model_copies WHERE model = :model AND node IN ({_SHARERS})")
 
 
 def delete_copy(connection: Connection, model: str, node: str) -> None:
-    """A node has no copy of a model any more."""
+    """A node has no copy of a model any more, nor has any that shares its folder."""
     connection.execute(_DELETE, {"model": model, "node": node})
 
 
+_DELETE_ALL = text("DELETE FROM model_copies WHERE model = :model")
+
+
+def delete_copies(connection: Connection, model: str) -> None:
+    """No node has a copy of a model any more; whatever files there are stay."""
+    connection.execute(_DELETE_ALL, {"model": model})
+
+
+_DELETE_LOST = text("""
+DELETE FROM model_copies AS c WHERE model = :model AND node <> :node AND NOT EXISTS (
+    SELECT FROM nodes AS n WHERE n.name = c.node AND n.seen_at > now() - make_interval(secs => :alive))
+RETURNING node
+""")
+
+
+def delete_lost_copies(connection: Connection, model: str, *, but: str) -> list[str]:
+    """Forget the copies of a model on nodes that are gone; returns their names.
+
+    Args:
+        connection: In a transaction.
+        model: Its name.
+        but: The node that asks, and so is there.
+    """
+    return list(connection.scalars(_DELETE_LOST, {"model": model, "node": but, "alive": ALIVE_SECONDS}))
+
+
+_OWNERS = text(f"""
+SELECT DISTINCT c.model FROM model_copies AS c JOIN models AS m ON m.name = c.model
+WHERE m.repo = :repo AND c.commit_hash = :commit AND c.node IN ({_SHARERS}) ORDER BY c.model
+""")
+
+
+def list_owners(connection: Connection, node: str, repo: str, commit: str) -> list[str]:
+    """The models whose files a node's snapshot of a commit holds: a branch and a tag may name the same."""
+    return list(connection.scalars(_OWNERS, {"node": node, "repo": repo, "commit": commit}))
+
+
 _LEAST_USED = text("""
-SELECT c.model, c.folder, c.commit_hash, c.state, m.removing, m.pinned, m.total_bytes
+SELECT c.model, m.repo, c.folder, c.commit_hash, c.state, c.done_bytes, c.last_used_at, m.removing, m.pinned,
+       m.total_bytes, c.state IN ('downloading', 'verifying')
+       AND c.updated_at > now() - make_interval(secs => :stale) AS is_live
 FROM model_copies AS c JOIN models AS m ON m.name = c.model
 WHERE c.node = :node AND m.source = 'hub'
 ORDER BY NOT m.removing, c.state = 'available', c.last_used_at, c.model
@@ -81,9 +127,10 @@ ORDER BY NOT m.removing, c.state = 'available', c.last_used_at, c.model
 def list_least_used(connection: Connection, node: str) -> Sequence[Row[Any]]:
     """A node's copies of models of the hub, in the order in which they may leave.
 
-    Each has model, folder, commit_hash, state, removing, pinned, and total_bytes (of the model; None: not known).
+    Each has model, repo, folder, commit_hash, state, done_bytes, last_used_at, is_live (it is fetched or verified now),
+    removing, pinned, and total_bytes (of the model; None: not known).
     """
-    return connection.execute(_LEAST_USED, {"node": node}).all()
+    return connection.execute(_LEAST_USED, {"node": node, "stale": STALE_SECONDS}).all()
 
 
 _PEERS = text("""
@@ -99,6 +146,21 @@ def list_peers(connection: Connection, model: str, commit: str, node: str) -> Se
     """The other nodes that have a proven copy of a model at a commit: name, peer_url, store_id, folder."""
     values = {"model": model, "commit": commit, "node": node, "alive": ALIVE_SECONDS}
     return connection.execute(_PEERS, values).all()
+
+
+_STORED = Statement(
+    "list_stored",
+    """
+SELECT node, array_agg(model) AS models FROM model_copies
+WHERE model = ANY(:models) AND state = 'available' GROUP BY node
+""",
+    models="text[]",
+)
+
+
+def list_stored(connection: Connection, models: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Which of these models each node has proven copies of, by node."""
+    return {row.node: frozenset(row.models) for row in _STORED.execute(connection, models=list(models))}
 
 
 _NOTE_NODE = text("""

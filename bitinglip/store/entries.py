@@ -98,6 +98,10 @@ class ModelEntry:
         """As tasks name it."""
         return self.record.name
 
+    def find_copy(self, node: str) -> ModelCopy | None:
+        """A node's copy."""
+        return next((copy for copy in self.copies if copy.node == node), None)
+
 
 _FIELDS = """name, source, type, repo, revision, commit_hash, files, total_bytes, weight_bytes, parameters, dtype,
     architecture, context_tokens, kv_bytes_per_token, licence, tags"""
@@ -155,6 +159,7 @@ SELECT m.name, m.source, m.type, m.repo, m.revision, m.commit_hash, m.files, m.w
             WHEN c.available THEN 'available'
             WHEN t.status = 'in_progress' THEN CASE WHEN c.verifying THEN 'verifying' ELSE 'downloading' END
             WHEN t.status = 'pending' THEN 'queued'
+            WHEN m.error IS NOT NULL THEN 'failed'
             WHEN c.verifying THEN 'verifying'
             WHEN c.downloading THEN 'downloading'
             ELSE 'failed' END AS status
@@ -208,6 +213,14 @@ def set_removing(connection: Connection, name: str) -> bool:
     return connection.execute(_SET_REMOVING, {"name": name}).rowcount > 0
 
 
+_IS_REMOVING = text("SELECT removing FROM models WHERE name = :name FOR UPDATE")
+
+
+def is_removing(connection: Connection, name: str) -> bool:
+    """Whether a model is to go; nobody changes it until the transaction ends."""
+    return bool(connection.scalar(_IS_REMOVING, {"name": name}))
+
+
 _DELETE = text("""
 DELETE FROM models AS m WHERE name = :name AND NOT EXISTS (SELECT FROM model_copies WHERE model = m.name)
 """)
@@ -216,6 +229,40 @@ DELETE FROM models AS m WHERE name = :name AND NOT EXISTS (SELECT FROM model_cop
 def delete_entry(connection: Connection, name: str) -> bool:
     """Forget a model that no node has a copy of; False if one has."""
     return connection.execute(_DELETE, {"name": name}).rowcount > 0
+
+
+_DELETE_REMOVED = text("""
+DELETE FROM models AS m
+WHERE removing AND source IS NOT NULL AND NOT EXISTS (SELECT FROM model_copies WHERE model = m.name)
+RETURNING name
+""")
+
+
+def delete_removed(connection: Connection) -> list[str]:
+    """Forget the models that are to go and that no node has a copy of any more; returns their names."""
+    return list(connection.scalars(_DELETE_REMOVED))
+
+
+_USERS = text("""
+SELECT 'task' AS kind, agent_id AS name, status = 'in_progress' AS running, count(*) AS number
+FROM tasks WHERE status IN ('pending', 'in_progress') AND model = :name GROUP BY agent_id, status
+UNION ALL
+SELECT 'worker', w.name || ' on ' || w.node, true, 1
+FROM workers AS w WHERE w.state <> 'gone' AND w.lease_expires_at > now() AND :name = ANY(w.models)
+UNION ALL
+SELECT 'download', t.id::text, t.status = 'in_progress', 1
+FROM models AS m JOIN tasks AS t ON t.id = m.download_task_id WHERE m.name = :name AND t.finished_at IS NULL
+ORDER BY 1, 2, 3
+""")
+
+
+def list_users(connection: Connection, name: str) -> Sequence[Row[Any]]:
+    """Who would miss a model now.
+
+    Each has kind (`task`: an agent's that wait or run, `worker`: one that holds it, `download`: the task that fetches
+    it), name (the agent, the worker, the task), running and number.
+    """
+    return connection.execute(_USERS, {"name": name}).all()
 
 
 _NOTE_ERROR = text("UPDATE models SET error = CAST(:error AS jsonb), updated_at = now() WHERE name = :name")

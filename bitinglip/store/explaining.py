@@ -4,7 +4,7 @@ Nothing here reads all tasks: depths are counted over the ready index up to a bo
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -50,14 +50,28 @@ def get_standing(connection: Connection, task_id: uuid.UUID) -> Row[Any] | None:
 
 
 _PARENTS = text("""
-SELECT p.id, p.status, p.queue_state FROM dependencies AS d JOIN tasks AS p ON p.id = d.parent_id
+SELECT p.id, p.type, p.status, p.queue_state FROM dependencies AS d JOIN tasks AS p ON p.id = d.parent_id
 WHERE d.child_id = :id AND p.status <> 'completed' ORDER BY p.seq
 """)
 
 
 def list_open_parents(connection: Connection, task_id: uuid.UUID) -> Sequence[Row[Any]]:
-    """The tasks that a task depends on and that have not completed: id, status, queue_state."""
+    """The tasks that a task depends on and that have not completed: id, type, status, queue_state."""
     return connection.execute(_PARENTS, {"id": task_id}).all()
+
+
+_DOWNLOADS = text("""
+SELECT m.download_task_id AS id, m.name AS model, m.total_bytes, (
+    SELECT max(c.done_bytes) FROM model_copies AS c WHERE c.model = m.name AND c.state IN ('downloading', 'verifying')
+) AS done_bytes
+FROM models AS m WHERE m.download_task_id = ANY(CAST(:ids AS uuid[]))
+""")
+
+
+def find_downloads(connection: Connection, task_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Row[Any]]:
+    """What tasks of type `download` fetch: model, total_bytes, and done_bytes; the two are None while not known."""
+    rows = connection.execute(_DOWNLOADS, {"ids": [str(task_id) for task_id in task_ids]})
+    return {row.id: row for row in rows}
 
 
 _LIMITS = text("""

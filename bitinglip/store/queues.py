@@ -48,7 +48,8 @@ def lock_dispatch(connection: Connection) -> None:
 _WORKERS = Statement(
     "list_open_workers",
     """
-SELECT w.id, w.name, w.pool, w.kinds, w.slots, w.models, w.model_bytes, w.engine_up, w.yields, w.speed, w.charge,
+SELECT w.id, w.name, w.node, w.pool, w.kinds, w.slots, w.models, w.model_bytes, w.engine_up, w.yields, w.speed,
+       w.charge,
        w.memory_limit_bytes * greatest(1, jsonb_array_length(w.gpus)) AS memory_bytes,
        w.allowed_models, w.allowed_agents, held.count AS held, held.models AS in_use, held.unclaimed, held.urgent,
        (SELECT coalesce(array_agg(model), '{}') FROM load_failures AS f
@@ -69,8 +70,8 @@ def list_open_workers(connection: Connection) -> Sequence[Row[Any]]:
     """Workers that take tasks, by name.
 
     Returns:
-        Rows of id, name, pool, kinds, slots, models (loaded), model_bytes (by model), memory_bytes (that all its GPUs
-        together may hold), engine_up, yields, speed, charge, allowed_models, allowed_agents, held (reserved and
+        Rows of id, name, node, pool, kinds, slots, models (loaded), model_bytes (by model), memory_bytes (that all its
+        GPUs together may hold), engine_up, yields, speed, charge, allowed_models, allowed_agents, held (reserved and
         running), in_use (models of these), unclaimed (reserved), urgent (of the unclaimed), avoids (models that failed
         to load there).
     """

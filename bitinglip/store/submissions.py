@@ -225,14 +225,20 @@ def _request_row(request: TaskRequest, *, max_attempts: int, ttl_seconds: int, h
     }
 
 
-def lock_submitters(connection: Connection, requests: Iterable[TaskRequest]) -> None:
-    """Wait until nobody else submits for these agents and channels; it stays so until the transaction ends."""
-    connection.exec_driver_sql(_lock(requests, exclusive=True))
+def lock_submitters(connection: Connection, requests: Iterable[TaskRequest], others: Iterable[str] = ()) -> None:
+    """Wait until nobody else submits for these agents and channels; it stays so until the transaction ends.
+
+    Args:
+        connection: In a transaction.
+        requests: What is to be recorded.
+        others: Agents besides theirs.
+    """
+    connection.exec_driver_sql(_lock(requests, others, exclusive=True))
 
 
-def _lock(requests: Iterable[TaskRequest], *, exclusive: bool) -> str:
+def _lock(requests: Iterable[TaskRequest], others: Iterable[str] = (), *, exclusive: bool) -> str:
     """A statement that waits for the locks of every agent and channel, in one order for all."""
-    keys = set()
+    keys = {zlib.crc32(agent_id.encode()) % _LOCK_BUCKETS for agent_id in others}
     for request in requests:
         keys.add(zlib.crc32(request.agent_id.encode()) % _LOCK_BUCKETS)
         if request.channel_id:
@@ -241,25 +247,33 @@ def _lock(requests: Iterable[TaskRequest], *, exclusive: bool) -> str:
     return f"SELECT {', '.join(f'{function}({_LOCK_CLASS}, {key})' for key in sorted(keys))}"
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A task that others depend on."""
+
+    agent_id: str
+    type: str
+
+
 _MARK_PARENTS = Statement(
     "mark_parents",
     """
 UPDATE tasks AS t SET has_children = true
 FROM (SELECT id FROM tasks WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE) AS parent
 WHERE t.id = parent.id
-RETURNING t.id, t.agent_id
+RETURNING t.id, t.agent_id, t.type
 """,
     ids="uuid[]",
 )
 
 
-def mark_parents(connection: Connection, task_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, str]:
-    """Say of tasks that others depend on them, and return their agents by id.
+def mark_parents(connection: Connection, task_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Parent]:
+    """Say of tasks that others depend on them, and return what they are by id.
 
     In the transaction that inserts the children: until it ends no parent can, and whoever ends one then sees the mark.
     """
     rows = _MARK_PARENTS.execute(connection, ids=sorted(str(task_id) for task_id in task_ids))
-    return {row.id: row.agent_id for row in rows}
+    return {row.id: Parent(row.agent_id, row.type) for row in rows}
 
 
 _KEYED = Statement(

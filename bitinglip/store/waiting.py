@@ -13,6 +13,9 @@ from bitinglip.store.tasks import Change, read_changes
 
 BATCH = 1_000
 
+WHY_CHARACTERS = 500
+"""Of a failed parent's message that its children are told."""
+
 _DUE = text(f"""
 WITH due AS (
     UPDATE tasks SET queue_state = 'ready', updated_at = now()
@@ -96,9 +99,13 @@ WITH settled AS (
     UPDATE task_details AS d SET error = jsonb_build_object(
         'code', 'dependency_failed', 'retryable', false,
         'message', format('task %s, which it depends on, %s', m.culprit,
-                          CASE p.status WHEN 'failed' THEN 'failed; retry that one, then this'
+                          CASE p.status WHEN 'failed' THEN format('failed%s; retry that one, then this', ': ' || why)
                           ELSE 'was cancelled; submit both again' END))
-    FROM moved AS m JOIN tasks AS p ON p.id = m.culprit WHERE d.task_id = m.id
+    FROM moved AS m JOIN tasks AS p ON p.id = m.culprit CROSS JOIN LATERAL (
+        -- Bounded: a child's own message holds it, and its child's that one.
+        SELECT left(error ->> 'message', :why_characters) AS why FROM task_details WHERE task_id = m.culprit
+    ) AS parent
+    WHERE d.task_id = m.id
 ), woken AS ({wake_queues("moved")}
 )
 SELECT id, agent_id, status, attempt, error_code, worker_id FROM moved
@@ -111,4 +118,5 @@ def settle_parents(connection: Connection, parents: Sequence[uuid.UUID]) -> list
     Only for what `lock_ended_parents` gave in this transaction.
     A parent counts from its own commit on, so of two dispatchers that settle two parents of one child, both see both.
     """
-    return read_changes(connection.execute(_SETTLE, {"parents": [str(parent) for parent in parents]}))
+    values = {"parents": [str(parent) for parent in parents], "why_characters": WHY_CHARACTERS}
+    return read_changes(connection.execute(_SETTLE, values))

@@ -34,8 +34,9 @@ class Event:
     Attributes:
         id: `attempt-sequence`; pass the last one seen to resume after it.
         name: What happened.
-        data: `started`: attempt; `resumed`: attempt, chars of text before it; `restart`: attempt; `progress`: fraction;
-            `text`: text, token_ids; `retried`, `released`: error, attempt; `finished`: status, error.
+        data: `started`: attempt; `resumed`: attempt, chars of text before it; `restart`: attempt; `progress`: fraction,
+            and what else its kind says of it; `text`: text, token_ids; `retried`, `released`: error, attempt;
+            `finished`: status, error.
     """
 
     id: str

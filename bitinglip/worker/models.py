@@ -3,17 +3,19 @@
 It is written with a heartbeat, and only when it is new.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bitinglip.engine import wire
 from bitinglip.errors import DatabaseUnreachableError
 from bitinglip.lifecycle.loads import note_models, report_load_failure
-from bitinglip.registry.locate import locate_model
+from bitinglip.registry.locate import is_hub_model, locate_model
 from bitinglip.store.database import Database
 from bitinglip.store.models import ModelSize
 from bitinglip.store.tasks import Change
 from bitinglip.telemetry import get_logger
+from bitinglip.worker.shelf import ModelShelf, ProgressListener
 
 log = get_logger()
 
@@ -24,12 +26,16 @@ class ModelNotes:
     Args:
         database: Where they are written.
         worker_name: The worker's.
+        shelf: Has the models of the hub.
         announce: Told which tasks were failed because their model is given up.
     """
 
-    def __init__(self, database: Database, worker_name: str, announce: Callable[[list[Change]], None]) -> None:
+    def __init__(
+        self, database: Database, worker_name: str, shelf: ModelShelf, announce: Callable[[list[Change]], None]
+    ) -> None:
         self._database = database
         self._worker_name = worker_name
+        self._shelf = shelf
         self._announce = announce
         self._mutex = threading.Lock()
         self._folders: dict[str, str] = {}
@@ -37,8 +43,37 @@ class ModelNotes:
         self._weights: dict[str, int] = {}
         self._loaded: dict[str, int] = {}
 
+    @contextlib.contextmanager
+    def use(self, model: str, stop: threading.Event, on_progress: ProgressListener) -> Iterator[str]:
+        """The model's folder; one of the hub is brought if it is not here, and is not deleted within the block.
+
+        Args:
+            model: As tasks name it.
+            stop: Ends the wait for it.
+            on_progress: Told how far it is while it is brought.
+
+        Raises:
+            ModelNotFoundError: If it is not registered, and no folder of this machine.
+            InvalidModelError: If it cannot be used.
+            DownloadStoppedError: If told to stop.
+            BitingLipError: Why it cannot be had.
+        """
+        if is_hub_model(model):
+            with self._shelf.use(model, stop=stop, on_progress=on_progress) as folder:
+                yield folder
+        else:
+            yield self.find_folder(model)
+
+    def doubt(self, model: str) -> bool:
+        """Have a model of the hub proven again that could not be used; False if that would not help."""
+        try:
+            return is_hub_model(model) and self._shelf.doubt(model)
+        except DatabaseUnreachableError as exc:
+            log.warning("doubt_not_recorded", model=model, reason=str(exc))
+            return True
+
     def find_folder(self, model: str) -> str:
-        """The model's folder, inspected the first time this process uses it.
+        """The folder of a model that is no hub's, inspected the first time this process uses it.
 
         Raises:
             ModelNotFoundError: If this machine does not have it.
@@ -57,6 +92,7 @@ class ModelNotes:
         with self._mutex:
             self._loaded |= {m: size for m, size in holding.model_bytes.items() if m not in self._held}
             self._held = frozenset(holding.model_bytes)
+        self._shelf.note_holding(holding.model_bytes)
 
     def note_engine_loss(self) -> None:
         """Nothing is held any more."""
@@ -68,6 +104,7 @@ class ModelNotes:
         Raises:
             DatabaseUnreachableError: If PostgreSQL is away. It is kept for the next time.
         """
+        self._shelf.note_uses()
         with self._mutex:
             weights, loaded = dict(self._weights), dict(self._loaded)
         if not weights and not loaded:

@@ -16,9 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
 
 import redis
 
+from bitinglip.domain.catalogue import DOWNLOAD
 from bitinglip.engine import wire
 from bitinglip.engine.link import EngineLimits, EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError
@@ -27,7 +30,9 @@ from bitinglip.lifecycle.finish import finish_attempts
 from bitinglip.lifecycle.lease import HeldTask, Lease
 from bitinglip.lifecycle.outcome import Outcome, StopReason
 from bitinglip.lifecycle.run import NOT_OURS, RunLimits, RunningAttempt, RunReport, TaskRunner
-from bitinglip.settings import TaskSettings, WorkerSettings
+from bitinglip.registry.cache import ModelCache
+from bitinglip.registry.locate import is_hub_model
+from bitinglip.settings import ModelSettings, TaskSettings, WorkerSettings, find_node_name, load_settings
 from bitinglip.store.database import Database
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.wake import WakeListener
@@ -37,7 +42,13 @@ from bitinglip.worker.gather import Gatherer
 from bitinglip.worker.hardware import GpuMemoryWatch
 from bitinglip.worker.lease import WorkerLease
 from bitinglip.worker.models import ModelNotes
+from bitinglip.worker.node import NodeKeeper
 from bitinglip.worker.pools import WorkerSpec
+from bitinglip.worker.shelf import ModelShelf
+from bitinglip.worker.stock import ModelStock, find_kind
+
+if TYPE_CHECKING:
+    from bitinglip.registry.downloader import ModelDownloader
 
 MISSED_SECONDS = 1.0
 """A reservation this old is run by the heartbeat if a slot is free and no doorbell has rung for as long."""
@@ -89,7 +100,14 @@ class WorkerRuntime:
         self._woken = threading.Event()
         self._lease = WorkerLease(name, spec, database, worker_settings)
         self._wakes = WakeListener(wake_client, self._lease.id, self.beat_soon)
-        self._notes = ModelNotes(database, name, writer.announce_changes)
+        node, cache = find_node_name(), ModelCache()
+        shelf = ModelShelf(database, node=node, cache=cache, make_downloader=partial(_make_downloader, database))
+        self._notes = ModelNotes(database, name, shelf, writer.announce_changes)
+        self._keeper = (
+            NodeKeeper(database, node=node, cache=cache, settings=load_settings(ModelSettings))
+            if DOWNLOAD.name in spec.pool.kinds
+            else None
+        )
         self._draining = threading.Event()
         self._hand_back_at = math.inf
         self._handing_back = threading.Event()
@@ -113,6 +131,13 @@ class WorkerRuntime:
             on_loss=self._report_engine_loss,
             on_out_of_service=self._go_out_of_service,
         )
+        self._stock = ModelStock(
+            database,
+            spec.pool,
+            node=node,
+            shelf=shelf,
+            load=lambda kind, model, folder: self._link.preload(wire.Preload(kind, model, folder)),
+        )
         self._claims: Gatherer[Doorbell, ClaimedTask | None] = Gatherer(
             lambda doorbells: claim_reserved(self._database, doorbells, self._lease.id),
             name="claims",
@@ -128,7 +153,8 @@ class WorkerRuntime:
             self._endings.ask,
             self._link,
             writer,
-            find_folder=self._notes.find_folder,
+            use_model=self._notes.use,
+            doubt_model=self._notes.doubt,
             report_load_failure=self._notes.report_load_failure,
             slots=spec.pool.slots,
             limits=RunLimits(
@@ -157,6 +183,9 @@ class WorkerRuntime:
         self._register()
         self._heart.start()
         self._watch.start()
+        self._stock.start()
+        if self._keeper is not None:
+            self._keeper.start()
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Run what a doorbell stands for; blocks until it has ended."""
@@ -189,11 +218,14 @@ class WorkerRuntime:
         """Leave: what has not ended goes to other workers."""
         # What the heartbeat delivered runs where Celery does not see it: the lease is kept, and the drain bounded.
         self.drain()
+        self._stock.stop()
         self._missed.shutdown(wait=True, cancel_futures=True)
         self._stop.set()
         self._woken.set()
         self._heart.join(timeout=5)
         self._link.close()
+        if self._keeper is not None:
+            self._keeper.stop()
         self._lease.leave()
         self._wakes.close()
         self._writer.close()
@@ -334,15 +366,26 @@ class WorkerRuntime:
                 self.hand_back()
 
 
+def _make_downloader(database: Database) -> "ModelDownloader":
+    # The hub's library is for workers that need it.
+    from bitinglip.registry.downloader import make_downloader
+
+    return make_downloader(database)
+
+
 def _name_devices(spec: WorkerSpec) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(len(spec.gpus))) or ("cpu",)
 
 
 def _plan_preload(spec: WorkerSpec, notes: ModelNotes) -> tuple[wire.Preload, ...]:
+    """What the engine loads at each start; models of the hub are brought first, and added then."""
     commands = []
     for model in spec.pool.preload:
+        if is_hub_model(model):
+            continue
         try:
-            commands.append(wire.Preload("text", model, notes.find_folder(model)))
+            folder = notes.find_folder(model)
+            commands.append(wire.Preload(find_kind(spec.pool, folder), model, folder))
         except BitingLipError as exc:
             log.warning("preload_failed", model=model, reason=str(exc))
     return tuple(commands)

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub import constants
 
 from bitinglip.cli.root import cli
-from tests.conftest import REPOSITORY, forget_settings
+from bitinglip.registry.cache import ModelCache
+from bitinglip.store.database import Database
+from tests.conftest import REPOSITORY, System, forget_settings, wait_for_workers
+from tests.hub import LocalHub
+from tests.registry.kept import NODE, make_model, write_files
 
 Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -60,6 +65,35 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModelCache:
+    """The models' folder of a node of its own, here and in every process that is started."""
+    folder = tmp_path / "hub"
+    monkeypatch.setenv("BITINGLIP_NODE", NODE)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    # The library has read the environment long ago.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return ModelCache(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub with `org/name`, which every process that is started asks."""
+    with LocalHub() as opened:
+        opened.add_repo("org/name", write_files(tmp_path / "served", make_model(parameters=50_000)), licence="mit")
+        monkeypatch.setenv("HF_ENDPOINT", opened.url)
+        yield opened
+
+
+@pytest.fixture
+def fetching(processes: System, database: Database, cache: ModelCache, hub: LocalHub) -> System:
+    """A dispatcher, and the node's worker, which downloads from the hub."""
+    processes.start_dispatcher()
+    processes.start_worker("io", pools='[pools.io]\nkinds = ["download"]\ngpus = []\nslots = 3\n', pool="io")
+    wait_for_workers(database, 1)
+    return processes
 
 
 def read_lines(text: str) -> list[Any]:

@@ -52,7 +52,8 @@ def test_explain_gives_times_and_ids_as_json(run: Run, client: Client, database:
     blocked = json.loads(run("task", "explain", str(child.id), "--json").stdout)
     running = json.loads(run("task", "explain", str(parent.task_id), "--json").stdout)
 
-    assert blocked["details"]["parents"] == [{"id": str(parent.task_id), "status": "in_progress", "queue_state": None}]
+    standing = {"type": "echo", "status": "in_progress", "queue_state": None}
+    assert blocked["details"]["parents"] == [{"id": str(parent.task_id), **standing}]
     assert running["details"]["since"].startswith("20")
 
 

@@ -24,6 +24,9 @@ class FakeHandle:
     def stream(self, after: str | None = None) -> Iterator[Event]:
         return iter(self._events)
 
+    def find_download(self) -> None:
+        """It waits for nothing."""
+
     def task(self) -> Task:
         return Task.model_construct(result={"text": self._text})
 

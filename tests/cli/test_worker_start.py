@@ -3,15 +3,17 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
 
 from bitinglip.cli.deaths import make_death_reporter
-from bitinglip.cli.programs import make_beat_program, plan_pool
+from bitinglip.cli.programs import make_beat_program, plan_pools
 from bitinglip.client import Client
 from bitinglip.domain.task import Status
 from bitinglip.embedded import ChildDeath
@@ -144,6 +146,44 @@ def test_the_first_signal_lets_tasks_end_and_the_second_does_not(
     assert (handle.task().status, handle.task().queue_state) == (Status.PENDING, "ready")
 
 
+def test_every_pool_is_started_unless_one_is_named(
+    start_workers: StartWorkers, database: Database, pools_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools_file.write_text(ECHO + '[pools.io]\nkinds = ["download"]\ngpus = []\nslots = 3\n')
+    process = start_workers(count=2)
+    assert execute(database, "SELECT pool FROM workers ORDER BY pool") == [("default",), ("io",)]
+
+    monkeypatch.setenv("BITINGLIP_DATA_DIR", str(pools_file.parent))
+    monkeypatch.setenv("BITINGLIP_POOLS_FILE", str(pools_file))
+    assert f"process {process.pid} runs" in run("worker", "start", "--pool", "io").stderr
+    assert "each of default, io" in run("worker", "start", "--number", "0").stderr
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors.count("log in ") == 2
+
+
+def test_two_pools_cannot_both_have_most_of_a_gpu(
+    run: Run, database: Database, pools_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", make_driver(TWO_GPUS))
+    monkeypatch.setenv("BITINGLIP_POOLS_FILE", str(pools_file))
+    halves = [f'[pools.{name}]\nkinds = ["echo"]\ngpus = [1]\nmemory_share = {{share}}\n' for name in ("one", "two")]
+    pools_file.write_text("".join(halves).format(share=0.9))
+    result = run("worker", "start")
+    assert result.exit_code == 2
+    assert "GPU 1 cannot be shared, its parts are 0.9 (one), 0.9 (two): name the pools to start" in result.stderr
+    pools_file.write_text("".join(halves).format(share=0.5))
+    assert [spec.pool_name for spec in plan_pools([])] == ["one", "two"]
+
+
+def make_driver(source: str) -> ModuleType:
+    """NVIDIA's driver, as this says it is."""
+    driver = ModuleType("pynvml")
+    exec(source, driver.__dict__)
+    return driver
+
+
 def test_each_gpu_has_a_worker_and_all_stop_together(
     start_workers: StartWorkers, database: Database, client: Client, tmp_path: Path
 ) -> None:
@@ -178,7 +218,7 @@ def test_a_death_that_cannot_be_reported_is_logged(capfd: pytest.CaptureFixture[
         raise SystemNotRunningError(tmp_path)
 
     configure_logging()
-    specs = plan_pool(None)
+    specs = plan_pools(["default"])
     death = ChildDeath(f"worker-{specs[0].pool_name}-0", 1, -9, 0.1)
     nowhere = ServerUrls("postgresql://nobody:nothing@127.0.0.1:1/none", "redis://127.0.0.1:1")
     for find_urls in (lambda: nowhere, fail, lambda: 1 / 0):
@@ -188,7 +228,7 @@ def test_a_death_that_cannot_be_reported_is_logged(capfd: pytest.CaptureFixture[
 
 def test_only_the_deaths_of_workers_are_reported(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging()
-    report = make_death_reporter(plan_pool(None), lambda: pytest.fail("asked for the database"))
+    report = make_death_reporter(plan_pools([]), lambda: pytest.fail("asked for the database"))
     report(ChildDeath("valkey", 1, -9, 0.1))
     assert "child_died" in capfd.readouterr().err
 

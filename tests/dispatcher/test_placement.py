@@ -300,3 +300,33 @@ def test_agents_that_no_worker_names_are_alike() -> None:
     plan = plan_pool([make_lane(make_agent("b", 0), 2), make_lane(make_agent("vip", 9), 2)], workers)
 
     assert [(item.lane.agent.id, item.worker.name) for item in plan.assignments] == [("b", "all"), ("vip", "named")]
+
+
+def test_of_workers_with_room_one_whose_node_has_the_files_is_first() -> None:
+    workers = [make_worker(9, "far", memory=1), make_worker(1, "near", memory=1, up=False, stored="m")]
+
+    plan = plan_pool([make_lane("a", 2, model="m")], workers, sizes=SIZES)
+
+    assert places_of(plan)[0] == ("m", "near")
+    assert plan.assignments[0].placement is Placement.FITS
+
+
+def test_a_worker_that_holds_the_model_is_before_one_whose_node_has_its_files() -> None:
+    workers = [make_worker(1, "near", memory=1, stored="m"), make_worker(1, "holder", models="m", memory=1)]
+
+    plan = plan_pool([make_lane("a", model="m")], workers, sizes=SIZES)
+
+    assert places_of(plan) == [("m", "holder")]
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_where_a_model_must_leave_it_is_near_the_files_of_the_one_that_comes(held: int) -> None:
+    workers = [
+        make_worker(1, name, models="n", memory=1, slots=2, held=held, in_use="n" if held else "", stored=stored)
+        for name, stored in (("far", ""), ("near", "m"))
+    ]
+
+    plan = plan_pool([make_lane("a", model="m", passed=99)], workers, sizes=SIZES)
+
+    assert places_of(plan) == [("m", "near")]
+    assert plan.assignments[0].placement is (Placement.OVERDUE if held else Placement.IDLE)

@@ -10,10 +10,13 @@ from sqlalchemy import text
 
 from bitinglip.dispatcher.round import run_round
 from bitinglip.dispatcher.sweep import sweep
-from bitinglip.domain.task import QueueState
+from bitinglip.domain.models import CopyState, ModelSource
+from bitinglip.domain.task import QueueState, make_request
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.settings import ServerUrls, TaskSettings
+from bitinglip.store.copies import note_copy
 from bitinglip.store.database import Database
+from bitinglip.store.entries import ModelCopy, ModelRecord, insert_entry
 from bitinglip.store.lanes import LaneKey, mark_emptied
 from bitinglip.store.queues import DEPTH, Reservation, lock_dispatch, recheck_emptied, reserve_tasks
 from bitinglip.store.submissions import Limits, insert_tasks
@@ -228,3 +231,24 @@ def test_the_sweep_wakes_what_is_due_and_leaves_the_rest(database: Database) -> 
 
 def test_default_settings_give_four_attempts(database: Database) -> None:
     assert read(database, submit(database)[0]).max_attempts == TaskSettings().max_retry_count + 1 == 4
+
+
+def test_a_task_for_a_model_of_the_hub_goes_to_a_node_that_has_it(database: Database) -> None:
+    workers = {node: make_worker(database, f"on-{node}", node=node, kinds=["text"]) for node in "abc"}
+    with database.transaction() as connection:
+        for model in ("org/here", "org/elsewhere"):
+            insert_entry(connection, ModelRecord(model, ModelSource.HUB, repo=model))
+        for model, node, state in (
+            ("org/here", "a", CopyState.DOWNLOADING),
+            ("org/here", "b", CopyState.AVAILABLE),
+            ("org/elsewhere", "c", CopyState.AVAILABLE),
+        ):
+            note_copy(connection, ModelCopy(model, node, state, "/models", "a" * 40))
+
+    here, elsewhere = (
+        submit(database, make_request("text", {"prompt": "?"}, model=model))[0]
+        for model in ("org/here", "org/elsewhere")
+    )
+
+    assert sorted(dispatch(database)) == sorted([here, elsewhere])
+    assert (read(database, here).worker_id, read(database, elsewhere).worker_id) == (workers["b"], workers["c"])

@@ -121,7 +121,7 @@ def test_a_text_task_names_its_model() -> None:
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InvalidRequestError, match=r"type: 'telepathy': choose one of agent, echo, .*text"):
+    with pytest.raises(InvalidRequestError, match=r"type: 'telepathy': choose one of agent, download, echo, .*text"):
         make_request("telepathy", {})
 
 

@@ -9,7 +9,7 @@ from bitinglip.domain.catalogue import Kind
 from bitinglip.domain.payloads import EchoPayload
 from bitinglip.engine.base import EngineConfig
 from bitinglip.engine.fake import FakeEngine
-from bitinglip.errors import ModelTooLargeError
+from bitinglip.errors import InvalidModelError, ModelTooLargeError
 
 SIZED = Kind("sized", EchoPayload, "tests.engine_process.sized:SizedEngine")
 
@@ -20,10 +20,12 @@ class SizedEngine(FakeEngine):
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         assert config.folder is not None
-        said = json.loads((config.folder / "behaviour.json").read_text())
+        said = json.loads(next(config.folder.glob("behaviour*.json")).read_text())
         time.sleep(said.get("seconds", 0))
         if said.get("crash"):
             os._exit(9)
+        if "invalid" in said:
+            raise InvalidModelError("model", config.model, said["invalid"])
         if "fail" in said:
             raise RuntimeError(said["fail"])
         size = said.get("held", said["size"])

@@ -68,9 +68,6 @@ class RequestLog:
     def __iter__(self) -> Iterator[Request]:
         return iter(list(self._requests))
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
 
 @dataclass(kw_only=True, eq=False)
 class Fault:
@@ -116,7 +113,7 @@ class Fault:
     then: Callable[[], object] | None = None
     applied: int = field(default=0, init=False)
     """How often it has been used."""
-    _passed: int = field(default=0, init=False)
+    _seen: int = field(default=0, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
 
     def release(self) -> None:
@@ -135,12 +132,11 @@ class Fault:
         return enough and held and known and _matches(request, self.kind, self.path, self.method)
 
     def count(self) -> bool:
-        """Count a request that it fits; whether it is to be spoiled."""
-        self._passed += 1
-        if self._passed <= self.skip or self.applied == self.times:
-            return False
-        self.applied += 1
-        return True
+        """Count a request that it fits; whether that one is to be spoiled."""
+        self._seen += 1
+        chosen = self._seen > self.skip and self.applied != self.times
+        self.applied += chosen
+        return chosen
 
 
 class Faults:

@@ -210,7 +210,7 @@ def _find_span(request: Request, file: ServedFile) -> range | None:
     """The bytes that are asked for, empty if the file has none of them; None if it is the whole file."""
     found = RANGE.fullmatch(request.range or "")
     outdated = request.headers.get("If-Range", f'"{file.etag}"') != f'"{file.etag}"'
-    if found is None or not any(found.groups()) or request.method != "GET" or outdated:
+    if found is None or not any(found.groups()) or outdated:
         return None
     first, last = found.groups()
     if not first:

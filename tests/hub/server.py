@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from tests.hub.faults import Fault, Faults, Kind, Request, RequestLog
 from tests.hub.protocol import Protocol, Reply, refuse
@@ -55,8 +56,10 @@ class LocalHub:
             readers: The tokens that may read it if it is private or gated.
             properties: Further ones of `Repo`: private, gated, licence, tags, xet, ...
         """
-        self._repos[name] = Repo(name, readers=frozenset(readers), **properties)
-        return self.commit(name, folder, revision=revision)
+        repo = Repo(name, readers=frozenset(readers), **properties)
+        commit = repo.commit(Path(folder), revision)
+        self._repos[name] = repo
+        return commit.id
 
     def commit(self, name: str, folder: Path, *, revision: str = "main") -> str:
         """Move a branch of a repository to a folder's files; the new commit's id. Older commits can still be read."""
@@ -68,6 +71,10 @@ class LocalHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every connection and listen no more."""
         self.closing.set()
         self.faults.close()
         self._cdn.stop()
@@ -91,7 +98,7 @@ class _Listener(ThreadingHTTPServer):
         self.hub = hub
         self.classify = classify
         self.url = f"http://{HOST}:{self.server_address[1]}"
-        self._connections: set[socket.socket] = set()
+        self._connections: WeakSet[socket.socket] = WeakSet()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name=self.url)
 
     def start(self) -> None:
@@ -101,16 +108,14 @@ class _Listener(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         for connection in list(self._connections):
-            _end(connection)
+            # Its other end may have been faster.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
         super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that goes away is no error of ours.
@@ -136,10 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault.then()
         if fault.status:
             reply = _spoil(fault, fault.status)
-        try:
-            self._send(request, reply, fault)
-        except ConnectionError:
-            self.close_connection = True
+        self._send(request, reply, fault)
 
     do_HEAD = do_GET  # noqa: N815 - the base class's name
 
@@ -149,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, request: Request, reply: Reply, fault: Fault) -> None:
         if fault.stall_after_bytes == 0:
             fault.hold()
-        if fault.cut_after_bytes == 0 or self.server.hub.closing.is_set():
+        if fault.cut_after_bytes == 0:
             self.close_connection = True
             return
         request.status = reply.status
@@ -174,11 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
             if position == stall:
                 fault.hold()
             flip = position == fault.flip_at_byte
-            marks = (stall, cut, fault.flip_at_byte, position + 1 if flip else None)
+            marks = (stall, cut, fault.flip_at_byte)
             stop = min([position + chunk, end, *(mark for mark in marks if mark is not None and mark > position)])
-            position += self._send_part(request, descriptor, range(position, stop), flip=flip)
             if pace:
-                self.server.hub.closing.wait(max((position - span.start) / pace - (time.monotonic() - began), 0))
+                self.server.hub.closing.wait(max((stop - span.start) / pace - (time.monotonic() - began), 0))
+            position += self._send_part(request, descriptor, range(position, stop), flip=flip)
         self.close_connection |= position == cut or fault.length_off_by > 0
 
     def _send_part(self, request: Request, descriptor: int, part: range, *, flip: bool) -> int:
@@ -216,11 +218,3 @@ def _spoil(fault: Fault, status: int) -> Reply:
     if fault.retry_after_seconds is not None:
         reply.headers["Retry-After"] = str(fault.retry_after_seconds)
     return reply
-
-
-def _end(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # Its other end was faster.
-        return

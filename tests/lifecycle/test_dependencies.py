@@ -83,7 +83,8 @@ def test_a_failed_parent_fails_its_child_with_the_reason(database: Database) -> 
     task = read(database, child)
     assert task.error is not None
     assert (task.status, task.error.code) == (Status.FAILED, "dependency_failed")
-    assert task.error.message == f"task {parent.task_id}, which it depends on, failed; retry that one, then this"
+    reason = "failed: it broke; retry that one, then this"
+    assert task.error.message == f"task {parent.task_id}, which it depends on, {reason}"
     assert not task.error.retryable
 
 

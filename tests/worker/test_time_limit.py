@@ -4,6 +4,7 @@ import os
 import queue
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def runner(
         finish,
         link,
         writer,
-        find_folder=lambda name: name,
+        use_model=lambda name, *_: nullcontext(name),
+        doubt_model=lambda _: False,
         report_load_failure=lambda *_: None,
         slots=4,
         limits=RunLimits(attempt_seconds=LIMIT_SECONDS),

@@ -49,15 +49,36 @@ def load_model(config: EngineConfig) -> LoadedModel:
         ConfigurationError: If the dtype is unknown or no folder is given.
         InvalidModelError: If the folder cannot be used as it is.
     """
+    model, tokenizer = load_pretrained(config, AutoModelForCausalLM)
+    return LoadedModel(model, tokenizer, _find_end_ids(model, tokenizer))
+
+
+def load_pretrained(
+    config: EngineConfig, auto: Any, *, unused: tuple[str, ...] = ()
+) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Return the model of one of transformers' auto classes, in eval mode, and its tokenizer.
+
+    Args:
+        config: What to load, and onto which devices.
+        auto: The auto class.
+        unused: Beginnings of the names of weights that may be missing, because nothing is computed with them.
+
+    Raises:
+        ConfigurationError: If the dtype is unknown or no folder is given.
+        InvalidModelError: If the folder cannot be used as it is.
+    """
     if config.folder is None:
-        raise ConfigurationError(f"model {config.model!r} has no folder; a text engine needs one with safetensors")
+        raise ConfigurationError(f"model {config.model!r} has no folder; its engine needs one with safetensors")
     if config.dtype not in DTYPES:
         raise ConfigurationError(f"dtype {config.dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    inspect_folder(config.folder)
+    found = inspect_folder(config.folder)
+    if found.type == "image":
+        remedy = f"a {found.architecture} draws pictures; ask it with a task of type image"
+        raise InvalidModelError("model", str(config.folder), remedy)
     with _load_lock:
         tokenizer = _load_tokenizer(config.folder)
-        model = _load_weights(config.folder, config)
-    return LoadedModel(model, tokenizer, _find_end_ids(model, tokenizer))
+        model = _load_weights(config.folder, config, auto, unused, found.variant)
+    return model, tokenizer
 
 
 def plan_devices(model: Any, devices: list[str], dtype: torch.dtype, free_bytes: dict[str, int]) -> dict[str, str]:
@@ -86,18 +107,19 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load_weights(folder: Path, config: EngineConfig) -> Any:
+def _load_weights(folder: Path, config: EngineConfig, auto: Any, unused: tuple[str, ...], variant: str | None) -> Any:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     devices = list(config.devices)
     try:
         if len(devices) > 1:
-            placement: Any = _place_over(folder, devices, config, options)
+            placement: Any = _place_over(folder, devices, config, auto, options)
         else:
             placement = None if devices == ["cpu"] else devices[0]
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             folder,
             dtype=DTYPES[config.dtype],
             use_safetensors=True,
+            variant=variant,
             device_map=placement,
             output_loading_info=True,
             **options,
@@ -105,7 +127,7 @@ def _load_weights(folder: Path, config: EngineConfig) -> Any:
         model, report = loaded
     except (OSError, ValueError, KeyError) as exc:
         raise InvalidModelError("model", str(folder), f"its weights cannot be loaded: {_first_line(exc)}") from exc
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(unused)):
         remedy = f"{len(missing)} weights are missing, the first is {missing[0]!r}; download the model again"
         raise InvalidModelError("model", str(folder), remedy)
     model.eval()
@@ -113,10 +135,11 @@ def _load_weights(folder: Path, config: EngineConfig) -> Any:
     return model
 
 
-def _place_over(folder: Path, devices: list[str], config: EngineConfig, options: dict[str, Any]) -> dict[str, str]:
+def _place_over(
+    folder: Path, devices: list[str], config: EngineConfig, auto: Any, options: dict[str, Any]
+) -> dict[str, str]:
     model_config = AutoConfig.from_pretrained(folder, **options)
     with init_empty_weights():
-        auto: Any = AutoModelForCausalLM
         skeleton = auto.from_config(model_config)
     dtype = DTYPES[config.dtype]
     if not isinstance(dtype, torch.dtype):

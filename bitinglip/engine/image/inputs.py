@@ -1,0 +1,57 @@
+"""A picture to start from, opened as if its sender meant harm.
+
+What a file says of its size is checked before a pixel of it is decoded: a few kilobytes can claim gigabytes. Only three
+formats are tried, so that no other decoder of Pillow's is ever run.
+"""
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from bitinglip.errors import InvalidRequestError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_FILE_BYTES = 64_000_000
+MAX_PIXELS = 50_000_000
+
+
+def open_input(path: Path) -> Image.Image:
+    """Return the picture, upright, in RGB, transparent parts white.
+
+    Args:
+        path: A local file that the worker has fetched, never one that a request names.
+
+    Raises:
+        InvalidRequestError: If it is no picture, or more than may be decoded.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise _refuse(f"it has {size:,} bytes; at most {MAX_FILE_BYTES:,}")
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise _refuse(f"it is {width:,} x {height:,}; at most {MAX_PIXELS:,} pixels")
+            picture.load()
+            return _flatten(ImageOps.exif_transpose(picture))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise _refuse(f"it is larger than {MAX_PIXELS:,} pixels") from exc
+    except (OSError, ValueError, SyntaxError) as exc:
+        raise _refuse(f"it cannot be read ({exc}); send a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from exc
+
+
+def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture in that size: scaled, and cut to the middle where its shape is another."""
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    whole = picture.convert("RGBA")
+    white = Image.new("RGBA", whole.size, "white")
+    return Image.alpha_composite(white, whole).convert("RGB")
+
+
+def _refuse(reason: str) -> InvalidRequestError:
+    return InvalidRequestError("image", "the picture to start from", reason)
