@@ -41,7 +41,7 @@ from bitinglip.errors import BitingLipError
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.downloader import DownloadProgress, ModelDownloader, make_downloader
 from bitinglip.registry.hashing import make_manifest_of_folder, verify_files
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.settings import ModelSettings
 from bitinglip.store.copies import delete_copies
 from bitinglip.store.database import Database

@@ -26,9 +26,9 @@ from bitinglip.errors import (
 )
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.documents import write_entry
-from bitinglip.registry.progress import DownloadProgress
 from bitinglip.registry.registry import ModelRegistry
 from bitinglip.registry.scan import describe_bad, find_remedy
+from bitinglip.registry.transfer.progress import DownloadProgress
 
 STOP_SECONDS = 5.0
 """How long removing a model waits for its download to stop."""

@@ -16,6 +16,7 @@
               (weight_files, safetensors_header, model_config, custom_code, json_objects: its parts)
     fake      the `echo` kind: delays and failures on demand
     text/     continuous batching over any causal language model
+    image/    pictures by any text-to-image pipeline of diffusers
     embedding/  a vector for each text, from any encoder or causal language model
 
 Invariants: only the engine process imports torch; it ends when its worker ends, because the pipe closes. Whatever

@@ -4,7 +4,7 @@
     ├── ConfigurationError          a setting or pools.toml is wrong
     ├── InvalidRequestError         a field of a request is wrong
     │   └── InvalidModelError       a model cannot be used: no safetensors, custom code, a damaged file
-    │       └── AlteredFileError    (registry/selection.py) a file was read with other bytes than its own
+    │       └── AlteredFileError    (registry/hub/selection.py) a file was read with other bytes than its own
     ├── NotFoundError
     │   ├── AgentNotFoundError
     │   ├── TaskNotFoundError

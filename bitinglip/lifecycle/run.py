@@ -20,7 +20,7 @@ from bitinglip.engine.link import EngineLink
 from bitinglip.errors import BitingLipError, DatabaseUnreachableError, InvalidModelError
 from bitinglip.lifecycle.outcome import Outcome, StopReason, decide_ending, find_load_failure
 from bitinglip.lifecycle.solitude import Solitude
-from bitinglip.registry.progress import DownloadProgress
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.events import EventName
 from bitinglip.streams.writer import AttemptEvents, EventWriter

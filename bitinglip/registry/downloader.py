@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from bitinglip.domain.models import ModelFile, ModelName
 from bitinglip.errors import DownloadStoppedError
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.registry.job import DownloadJob, Surroundings, describe_unusable
-from bitinglip.registry.progress import DownloadProgress
-from bitinglip.registry.throttle import find_throttle
+from bitinglip.registry.transfer.progress import DownloadProgress
+from bitinglip.registry.transfer.throttle import find_throttle
 from bitinglip.settings import ModelSettings, find_node_name, load_settings
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry

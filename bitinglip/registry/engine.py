@@ -27,7 +27,7 @@ from bitinglip.engine.base import (
 )
 from bitinglip.errors import BitingLipError, DownloadStoppedError, ServerUnreachableError
 from bitinglip.registry.downloader import ModelDownloader, make_downloader
-from bitinglip.registry.progress import DownloadProgress
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.settings import ServerSettings, find_node_name, load_settings
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry

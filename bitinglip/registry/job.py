@@ -21,17 +21,17 @@ from bitinglip.errors import (
     ServerUnreachableError,
 )
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.fetch import FileFetcher
 from bitinglip.registry.hashing import verify_files
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
+from bitinglip.registry.hub.pinning import look_up_record
 from bitinglip.registry.needs import ModelNeeds, describe_model, fill_record
-from bitinglip.registry.peers import find_shared_copy, list_sources
-from bitinglip.registry.pinning import look_up_record
-from bitinglip.registry.progress import DownloadProgress, ProgressCounter, Stage
+from bitinglip.registry.peers.sources import find_shared_copy, list_sources
 from bitinglip.registry.record import DownloadRecord
 from bitinglip.registry.room import make_room
-from bitinglip.registry.throttle import Throttle
-from bitinglip.registry.transfer import Transfer
+from bitinglip.registry.transfer.fetch import FileFetcher
+from bitinglip.registry.transfer.files import Transfer
+from bitinglip.registry.transfer.progress import DownloadProgress, ProgressCounter, Stage
+from bitinglip.registry.transfer.throttle import Throttle
 from bitinglip.settings import ModelSettings
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry, ModelRecord

@@ -10,7 +10,7 @@ from pathlib import Path
 from bitinglip.domain.models import CopyState, Manifest, ModelFile
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.hashing import verify_files
-from bitinglip.registry.progress import DownloadProgress, ProgressCounter
+from bitinglip.registry.transfer.progress import DownloadProgress, ProgressCounter
 from bitinglip.store.copies import note_copy
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelCopy, note_error

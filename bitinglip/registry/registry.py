@@ -16,7 +16,7 @@ from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.documents import read_record, write_record
 from bitinglip.registry.downloader import ModelDownloader
 from bitinglip.registry.hashing import make_manifest_of_folder
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.registry.lookup import get_entry
 from bitinglip.registry.needs import describe_model, fill_record
 from bitinglip.registry.proving import AT_ONCE, Tell, find_bad_files, find_bad_in_folder, ignore_progress, note_proof

@@ -26,11 +26,11 @@ from bitinglip.domain.models import (
 )
 from bitinglip.errors import InvalidModelError, InvalidRequestError
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.hub import HubModel
+from bitinglip.registry.hub.client import HubModel
+from bitinglip.registry.hub.selection import AlteredFileError, choose_files
 from bitinglip.registry.needs import describe_model, fill_record
-from bitinglip.registry.progress import DownloadProgress
 from bitinglip.registry.proving import AT_ONCE, find_bad_files, find_bad_in_folder, note_proof
-from bitinglip.registry.selection import AlteredFileError, choose_files
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.store.copies import delete_copy
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry, ModelRecord, describe_entry, insert_entry, list_entries

@@ -9,6 +9,9 @@
     gather     many threads' statements become one
     lease      its registration, and its own deadline
     models     what it learns of models: where they are, what they take, which fail to load
+    shelf      models of the hub: found on this node, brought if need be, kept while they are used
+    stock      what its pool wants from the start: models registered, pinned, brought and loaded
+    node       keeps its node, if it downloads: says that it is there, serves its models, deletes those that are to go
     runtime    one worker's life: register, run, beat, leave
     celery     how the runtime hangs on Celery's signals, and what `revoke` means here
 

@@ -17,7 +17,7 @@ from sqlalchemy import Row
 
 from bitinglip.errors import DatabaseUnreachableError
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.peer_server import PeerServer
+from bitinglip.registry.peers.server import PeerServer
 from bitinglip.registry.removal import delete_locked_copy
 from bitinglip.settings import ModelSettings
 from bitinglip.store.copies import Node, list_least_used, note_node

@@ -30,8 +30,8 @@ from bitinglip.engine.folder import inspect_folder
 from bitinglip.errors import DatabaseUnreachableError, DownloadStoppedError, ModelNotFoundError
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.locate import BUNDLED
-from bitinglip.registry.progress import DownloadProgress
 from bitinglip.registry.record import DownloadRecord
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.store.copies import note_copy, use_copies
 from bitinglip.store.database import Database
 from bitinglip.store.entries import list_entries, lock_entry

@@ -7,7 +7,7 @@ import pytest
 
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.downloader import ModelDownloader
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.registry.registry import ModelRegistry
 from bitinglip.settings import ModelSettings
 from bitinglip.store.database import Database

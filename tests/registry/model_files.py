@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitinglip.domain.models import ModelFile, ModelName
-from bitinglip.registry.hub import HubModel
+from bitinglip.registry.hub.client import HubModel
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 COMMIT = "c" * 40

@@ -212,7 +212,7 @@ def test_an_error_of_one_file_ends_the_others(make_node: MakeNode, hub: LocalHub
 def test_a_database_that_is_away_meanwhile_keeps_no_bytes_from_coming(
     make_node: MakeNode, hub: LocalHub, servers: ServerUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitinglip.registry.progress.NOTE_SECONDS", 0.1)
+    monkeypatch.setattr("bitinglip.registry.transfer.progress.NOTE_SECONDS", 0.1)
     node = make_node(download_stall_seconds=60)
     held = hub.faults.add(Fault(kind="cdn", stall_after_bytes=500_000, times=2))
     admin = Database(servers.database_url)

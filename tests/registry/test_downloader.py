@@ -12,7 +12,7 @@ from bitinglip.domain.models import CopyState, ModelStatus
 from bitinglip.errors import (
     BitingLipError,
 )
-from bitinglip.registry.peer_server import PeerServer
+from bitinglip.registry.peers.server import PeerServer
 from bitinglip.store.copies import Node, note_copy, note_node
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry

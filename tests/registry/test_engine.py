@@ -13,7 +13,7 @@ from bitinglip.engine.base import EngineEvent, EngineRequest, Failed, Finished, 
 from bitinglip.errors import DatabaseUnreachableError, DownloadStoppedError, GatedModelError, HubUnreachableError
 from bitinglip.registry.downloader import ModelDownloader
 from bitinglip.registry.engine import PROGRESS_SECONDS, STOP_SECONDS, DownloadEngine
-from bitinglip.registry.progress import DownloadProgress
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry, ModelRecord
 from tests.conftest import eventually

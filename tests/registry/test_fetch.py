@@ -18,11 +18,11 @@ from bitinglip.errors import (
     HubUnreachableError,
     ModelDamagedError,
 )
-from bitinglip.registry.fetch import MAX_DAMAGED_FILES, MAX_FUTILE_ROUNDS, FileFetcher
-from bitinglip.registry.hub import Hub
-from bitinglip.registry.inflow import AHEAD_BYTES
-from bitinglip.registry.source import FileSource
-from bitinglip.registry.throttle import Throttle
+from bitinglip.registry.hub.client import Hub
+from bitinglip.registry.transfer.fetch import MAX_DAMAGED_FILES, MAX_FUTILE_ROUNDS, FileFetcher
+from bitinglip.registry.transfer.inflow import AHEAD_BYTES
+from bitinglip.registry.transfer.source import FileSource
+from bitinglip.registry.transfer.throttle import Throttle
 from tests.conftest import eventually
 from tests.hub import Fault, LocalHub
 from tests.registry.sources import FolderSource
@@ -297,7 +297,7 @@ def test_a_busy_hub_is_asked_when_it_said(fetch: Fetch, hub: LocalHub, source: F
 def test_a_busy_hub_cannot_have_it_wait_for_ever(
     fetch: Fetch, hub: LocalHub, source: FileSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitinglip.registry.fetch.MAX_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("bitinglip.registry.transfer.fetch.MAX_PAUSE_SECONDS", 0.1)
     hub.faults.add(Fault(kind="resolve", status=429, retry_after_seconds=600))
     assert fetch.run(source) == CONTENT
 

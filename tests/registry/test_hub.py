@@ -22,7 +22,7 @@ from bitinglip.errors import (
     HubUnreachableError,
     InvalidModelError,
 )
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from tests.hub import Fault, LocalHub
 from tests.registry.asking import WEIGHTS, WEIGHTS_PATH, make_folder
 

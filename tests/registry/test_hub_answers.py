@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.domain.models import ModelFile, ModelName
 from bitinglip.errors import HubUnreachableError, InvalidModelError
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from tests.conftest import eventually
 from tests.registry.open_sockets import count_sockets
 

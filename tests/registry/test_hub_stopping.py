@@ -11,8 +11,8 @@ import pytest
 
 from bitinglip.domain.models import ModelName
 from bitinglip.errors import DownloadStoppedError, HubUnreachableError
-from bitinglip.registry.hub import Hub
-from bitinglip.registry.stopping import call_unless_stopped
+from bitinglip.registry.hub.client import Hub
+from bitinglip.registry.transfer.stopping import call_unless_stopped
 from tests.conftest import eventually
 from tests.hub import Fault, LocalHub
 from tests.registry.asking import WEIGHTS, WEIGHTS_PATH, make_folder

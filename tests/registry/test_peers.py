@@ -17,11 +17,11 @@ import pytest
 
 from bitinglip.domain.models import CopyState, Manifest, ModelFile, ModelSource
 from bitinglip.errors import HubNotFoundError, HubUnreachableError
-from bitinglip.registry import peer_server
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.peer_server import PeerServer
-from bitinglip.registry.peers import find_shared_copy, is_signed, list_sources, make_path, sign_request
-from bitinglip.registry.source import FileSource
+from bitinglip.registry.peers import server as peer_server
+from bitinglip.registry.peers.server import PeerServer
+from bitinglip.registry.peers.sources import find_shared_copy, is_signed, list_sources, make_path, sign_request
+from bitinglip.registry.transfer.source import FileSource
 from bitinglip.store.copies import Node, find_peer_key, note_copy, note_node
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelCopy, ModelRecord, insert_entry, set_removing

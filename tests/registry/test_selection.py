@@ -10,8 +10,8 @@ import pytest
 from bitinglip.domain.models import ModelFile, ModelName
 from bitinglip.engine.json_objects import MAX_INDEX_BYTES
 from bitinglip.errors import InvalidModelError
-from bitinglip.registry.hub import HubModel
-from bitinglip.registry.selection import MAX_TEXT_BYTES, AlteredFileError, choose_files
+from bitinglip.registry.hub.client import HubModel
+from bitinglip.registry.hub.selection import MAX_TEXT_BYTES, AlteredFileError, choose_files
 from tests.registry.model_files import COMMIT, make_repository
 
 Content = bytes | dict[str, Any] | list[Any]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bitinglip.registry.throttle import Throttle, find_throttle
+from bitinglip.registry.transfer.throttle import Throttle, find_throttle
 
 
 def test_a_throttle_holds_all_downloads_together_to_its_rate() -> None:

@@ -16,9 +16,9 @@ from bitinglip.errors import (
 )
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.downloader import ModelDownloader
-from bitinglip.registry.hub import Hub
-from bitinglip.registry.progress import DownloadProgress
+from bitinglip.registry.hub.client import Hub
 from bitinglip.registry.registry import ModelRegistry
+from bitinglip.registry.transfer.progress import DownloadProgress
 from bitinglip.settings import ModelSettings
 from bitinglip.store.database import Database
 from tests.factories import execute

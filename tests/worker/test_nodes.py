@@ -14,7 +14,7 @@ import pytest
 from bitinglip.client import Client
 from bitinglip.domain.models import CopyState, ModelFile
 from bitinglip.registry.downloader import ModelDownloader
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.registry.locate import BUNDLED
 from bitinglip.settings import ModelSettings
 from bitinglip.store.copies import list_nodes

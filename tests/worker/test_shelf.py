@@ -13,7 +13,7 @@ import pytest
 from bitinglip.errors import DownloadStoppedError, InvalidModelError
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.downloader import ModelDownloader
-from bitinglip.registry.hub import Hub
+from bitinglip.registry.hub.client import Hub
 from bitinglip.settings import ModelSettings
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry

@@ -63,7 +63,7 @@ class ImageDriver:
             self.events[event.request_id].append(event)
         return events
 
-    def run(self, most_steps: int = 2_000) -> None:
+    def run(self, most_steps: int = 600) -> None:
         """Step until nothing is left."""
         for _ in range(most_steps):
             if not self.engine.busy:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bitinglip.domain.models import ModelFile
 from bitinglip.errors import DownloadStoppedError, HubUnreachableError
-from bitinglip.registry.source import FileSource, FileStream
+from bitinglip.registry.transfer.source import FileSource, FileStream
 
 AHEAD_BYTES = 2 * 2**20
 POLL_SECONDS = 0.2

@@ -4,7 +4,7 @@
     Authorization: BitingLip EXPIRES.HMAC SHA-256 over method, path and EXPIRES, by a key that only the cluster has
     Range: bytes=START-
 
-This is the asking side; `peer_server` answers. Nodes that see the same folder (`store_id`) copy nothing: what is proven
+This is the asking side; `server` answers. Nodes that see the same folder (`store_id`) copy nothing: what is proven
 for one of them is there for all.
 
 Decisions: A peer is never believed. Its bytes are hashed against the manifest in PostgreSQL like the hub's, so that the
@@ -30,7 +30,7 @@ from urllib.parse import quote, urlsplit
 
 from bitinglip.domain.models import ModelFile
 from bitinglip.errors import HubNotFoundError, HubUnreachableError
-from bitinglip.registry.source import FileSource, FileStream
+from bitinglip.registry.transfer.source import FileSource, FileStream
 from bitinglip.settings import ModelSettings, load_settings
 from bitinglip.store.copies import find_peer_key, list_peers
 from bitinglip.store.database import Database

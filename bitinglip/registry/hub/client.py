@@ -1,7 +1,7 @@
 """What the hub says of a model, and its files, by huggingface_hub.
 
 huggingface_hub knows the addresses, the user's token (`HF_TOKEN`, `hf auth login`), the proxies and `HF_HUB_OFFLINE`;
-the bytes are read by us (`hub_stream`), because it neither proves them nor notices that they have stopped coming.
+the bytes are read by us (`stream`), because it neither proves them nor notices that they have stopped coming.
 
 Invariants: every call ends within a moment of its `stop`, whatever the network does. A token is sent to the hub's own
 address only: the client leaves it out where it is redirected to another one.
@@ -21,9 +21,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from bitinglip.domain.models import ModelFile, ModelName, is_commit, is_file_path
 from bitinglip.errors import HubUnreachableError, InvalidModelError, InvalidRequestError
-from bitinglip.registry.hub_errors import show_address, translate_errors
-from bitinglip.registry.hub_stream import HubStream
-from bitinglip.registry.stopping import call_unless_stopped
+from bitinglip.registry.hub.errors import show_address, translate_errors
+from bitinglip.registry.hub.stream import HubStream
+from bitinglip.registry.transfer.stopping import call_unless_stopped
 from bitinglip.settings import ModelSettings, load_settings
 
 CONNECT_SECONDS = 10.0

@@ -31,7 +31,7 @@ from urllib.parse import unquote
 from bitinglip.domain.models import CopyState, ModelFile, ModelSource, ModelStatus
 from bitinglip.errors import BitingLipError
 from bitinglip.registry.cache import ModelCache
-from bitinglip.registry.peers import is_signed
+from bitinglip.registry.peers.sources import is_signed
 from bitinglip.store.copies import find_peer_key
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry, list_entries

@@ -27,10 +27,10 @@ from bitinglip.errors import (
     HubUnreachableError,
     ModelDamagedError,
 )
-from bitinglip.registry.inflow import Inflow
-from bitinglip.registry.part import Part
-from bitinglip.registry.source import FileSource
-from bitinglip.registry.throttle import Throttle
+from bitinglip.registry.transfer.inflow import Inflow
+from bitinglip.registry.transfer.part import Part
+from bitinglip.registry.transfer.source import FileSource
+from bitinglip.registry.transfer.throttle import Throttle
 from bitinglip.telemetry import get_logger
 
 MAX_PAUSE_SECONDS = 60.0

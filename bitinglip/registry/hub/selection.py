@@ -19,7 +19,7 @@ from bitinglip.engine.custom_code import MODULES, PIPELINE_INDEX, list_component
 from bitinglip.engine.json_objects import MAX_CONFIG_BYTES, MAX_INDEX_BYTES, JsonObject, parse_object
 from bitinglip.engine.weight_files import choose_weights, describe_absence, has_other_weights
 from bitinglip.errors import InvalidModelError
-from bitinglip.registry.hub import HubModel
+from bitinglip.registry.hub.client import HubModel
 
 MAX_TEXT_BYTES = 200_000_000
 TEMPLATES = "additional_chat_templates"

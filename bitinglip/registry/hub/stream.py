@@ -15,7 +15,7 @@ import httpcore2
 import httpx2
 
 from bitinglip.errors import DownloadStoppedError, HubUnreachableError
-from bitinglip.registry.stopping import call_unless_stopped
+from bitinglip.registry.transfer.stopping import call_unless_stopped
 
 READ_BYTES = 256 * 1024
 STOP_POLL_SECONDS = 0.25

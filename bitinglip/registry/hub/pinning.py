@@ -5,10 +5,10 @@ from functools import partial
 
 from bitinglip.domain.models import Manifest, ModelName, ModelSource
 from bitinglip.errors import HubNotFoundError, ModelDamagedError
-from bitinglip.registry.fetch import MAX_DAMAGED_FILES, describe_damage
 from bitinglip.registry.hashing import is_content
-from bitinglip.registry.hub import Hub, HubModel
-from bitinglip.registry.selection import choose_files
+from bitinglip.registry.hub.client import Hub, HubModel
+from bitinglip.registry.hub.selection import choose_files
+from bitinglip.registry.transfer.fetch import MAX_DAMAGED_FILES, describe_damage
 from bitinglip.store.entries import ModelRecord
 
 MAX_LISTING_BYTES = 50_000_000
