@@ -38,6 +38,7 @@ bench: setup ## The benchmarks; their JSON goes to benchmarks/results
 	$(BIN)/python benchmarks/queue.py --json > benchmarks/results/queue.json
 	$(BIN)/python benchmarks/engine.py --json > benchmarks/results/engine.json
 	$(BIN)/python benchmarks/images.py --json > benchmarks/results/images.json
+	$(BIN)/python benchmarks/download.py --json > benchmarks/results/download.json
 	$(BIN)/python benchmarks/cancel.py --json > benchmarks/results/cancel.json
 	$(BIN)/python benchmarks/dispatch.py --json > benchmarks/results/dispatch.json
 	$(BIN)/python benchmarks/fairness.py --json > benchmarks/results/fairness.json

@@ -164,7 +164,9 @@ class ModelShelf:
         """
         now = time.monotonic()
         with self._mutex:
-            due = [(model, place) for model, place in self._places.items() if now - place.noted_at >= USED_SECONDS]
+            # Before it is found, this node may have no copy on which to note it.
+            found = [(model, place) for model, place in self._places.items() if place.folder is not None]
+        due = [(model, place) for model, place in found if now - place.noted_at >= USED_SECONDS]
         for model, place in due:
             # One at a time: several workers that note several models in one transaction could wait for each other.
             with self._database.transaction(durable=False) as connection:

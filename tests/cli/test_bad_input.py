@@ -89,7 +89,12 @@ BAD = {
     "limit 0": (("task", "list", "--limit", "0"), 2, ["--limit", "0"]),
     "before beyond every number": (("task", "list", "--before", str(2**63)), 2, ["--before"]),
     "unknown pool": (("worker", "start", "--pool", "moon"), 2, ["'moon'", "default"]),
-    "worker that a pool has not": (("worker", "start", "--number", "99"), 2, ["--number", "99", "counted from 0"]),
+    "worker that a pool has not": (
+        ("worker", "start", "--pool", "default", "--number", "99"),
+        2,
+        ["--number", "99", "counted from 0"],
+    ),
+    "worker of no pool in particular": (("worker", "start", "--number", "99"), 2, ["--number", "99", "--pool"]),
     "unknown revision": (("db", "upgrade", "--revision", "9999"), 2, ["--revision", "'9999'"]),
 }
 

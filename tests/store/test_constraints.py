@@ -33,6 +33,11 @@ OTHERS = {
     "agents_max_queued_bounded": "UPDATE agents SET max_queued = 0",
     "dependencies_not_on_itself": "INSERT INTO dependencies SELECT id, id FROM tasks",
     "recurring_name_length": "INSERT INTO recurring (name, last_due_at) VALUES ('', now())",
+    "models_source_known": "INSERT INTO models (name, source) VALUES ('m', 'the web')",
+    "model_copies_state_known": """
+        WITH model AS (INSERT INTO models (name, source) VALUES ('m', 'hub') RETURNING name)
+        INSERT INTO model_copies (model, node, state, folder, commit_hash) SELECT name, 'n', 'half', 'f', 'c' FROM model
+    """,
 }
 
 WORKERS = {

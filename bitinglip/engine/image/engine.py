@@ -233,6 +233,6 @@ class DiffusionEngine:
         return [job.fail("out_of_memory", message, retryable=True) for job in drawing.jobs]
 
     def _put_back(self, drawing: Drawing) -> None:
+        """Let pictures wait again. A batch that fails has written none: that comes when its call has ended."""
         for job in drawing.jobs:
-            drawn = {int(image["index"]) for image in job.images}
-            job.put_back([row.index for row in drawing.rows if row.job is job and row.index not in drawn])
+            job.put_back([row.index for row in drawing.rows if row.job is job])

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest, Failed, Finished, Progress
+from bitinglip.engine.image import drawing
 from bitinglip.engine.image.engine import DiffusionEngine
 from bitinglip.engine.image.pipeline import ImagePipeline
 
@@ -86,8 +88,8 @@ class ImageDriver:
 
     def stop(self) -> None:
         """End what still stands half-way."""
-        for drawing in self.engine._drawings.values():
-            drawing.stop()
+        for started in self.engine._drawings.values():
+            started.stop()
 
     def progress(self, request_id: str) -> list[Progress]:
         """What a request has reported."""
@@ -111,6 +113,23 @@ class ImageDriver:
         assert len(ends) == 1, f"{len(ends)} ends of {request_id}: {self.events[request_id]}"
         assert self.events[request_id][-1] is ends[0]
         return ends[0]
+
+
+class Clock:
+    """A clock that stands still but between the two looks at it that each step takes.
+
+    Args:
+        monkeypatch: Puts it in the real one's place.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step_seconds = 0.0
+        self._now = 0.0
+        monkeypatch.setattr(drawing, "perf_counter", self)
+
+    def __call__(self) -> float:
+        self._now += self.step_seconds
+        return self._now
 
 
 def count_drawing_threads() -> int:

@@ -32,9 +32,11 @@ def test_a_batch_that_nobody_waits_for_ends_without_another_step(drive: Drive) -
     for name in ("a", "b"):
         driver.add(name)
     driver.step_until("a", 2)
+    (drawing,) = driver.engine._drawings.values()
     for name in ("a", "b"):
         driver.engine.cancel(name)
     driver.step()
+    assert drawing.step == 2
     assert {driver.failure(name).code for name in ("a", "b")} == {"cancelled"}
     assert not driver.engine.busy
     assert count_drawing_threads() == 0
@@ -46,8 +48,8 @@ def test_a_batch_that_nobody_waits_for_ends_without_another_step(drive: Drive) -
 
 def test_a_cancelled_picture_is_neither_decoded_nor_written(drive: Drive) -> None:
     driver = drive()
-    driver.add("stays", seed=1)
     driver.add("goes", seed=2)
+    driver.add("stays", seed=1)
     driver.step_until("stays", 4)
     driver.engine.cancel("goes")
     driver.run()

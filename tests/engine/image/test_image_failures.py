@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from image_driver import ImageDriver, count_drawing_threads
+from image_driver import Clock, ImageDriver, count_drawing_threads
 
+from bitinglip.engine.base import Finished
 from bitinglip.engine.image.capacity import CALM_BATCHES, Capacity
 from bitinglip.engine.image.decoding import PieceDecoder
 from bitinglip.engine.image.drawing import Drawing
@@ -147,6 +148,47 @@ def test_one_row_that_cannot_be_decoded_whole_is_decoded_in_tiles(
     assert "decoded in tiles" in driver.result("1")["notes"][0]
     assert not driver.pipeline.vae.use_tiling
     assert len(driver.pipeline.batches) == 1
+
+
+def test_a_fault_in_decoding_is_not_taken_for_a_lack_of_memory(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, calls = drive(), []
+
+    def broken(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(type(driver.pipeline.vae), "_decode", broken)
+    driver.add("a")
+    driver.run()
+    assert driver.failure("a").code == "engine_error"
+    assert calls == [1]
+
+
+def test_a_picture_that_ran_out_of_memory_has_it_all_to_itself(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive()
+    Clock(monkeypatch).step_seconds = 1.0
+    with monkeypatch.context() as patched:
+        fail_denoising(driver, patched, lambda number, rows: out_of_memory(1) if number == 1 else None)
+        driver.add("a", steps=8)
+        driver.add("b", steps=9)
+        while not any(drawing.is_thrifty for drawing in driver.engine._drawings.values()):
+            driver.step()
+        before = len(driver.progress("b"))
+        while not any(isinstance(event, Finished) for event in driver.events["a"]):
+            driver.step()
+        assert len(driver.progress("b")) <= before + 1
+    driver.run()
+    assert driver.result("b")["images"]
+
+
+def test_a_picture_that_is_known_not_to_fit_is_drawn_with_less_at_once(drive: Drive) -> None:
+    driver = drive(memory_bytes=10**9)
+    driver.engine._capacity.note_peak(32 * 32, 500_000_000)
+    driver.add("fits", seed=1)
+    driver.add("large", width=64, seed=2)
+    driver.run()
+    assert "notes" not in driver.result("fits")
+    assert "decoded in tiles" in driver.result("large")["notes"][0]
 
 
 def test_only_the_culprit_of_a_failed_batch_fails(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_driver import ImageDriver
+from image_driver import Clock, ImageDriver
 
 from bitinglip.engine.base import EngineConfig
 from bitinglip.engine.image import decoding
@@ -25,7 +25,10 @@ def driver(saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     made.stop()
 
 
-def test_a_batch_that_decodes_is_not_interrupted_by_another(driver: ImageDriver) -> None:
+def test_a_batch_that_decodes_is_not_interrupted_by_another(
+    driver: ImageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch).step_seconds = 1.0
     driver.add("a", count=3, seed=1, preview_steps=2)
     driver.add("b", count=3, seed=11, steps=5)
     driver.run()

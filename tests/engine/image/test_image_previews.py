@@ -26,7 +26,7 @@ class PlainVae(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = {"latent_channels": 4, "scaling_factor": 0.5}
+        self.config: dict[str, float] = {"latent_channels": 4, "scaling_factor": 0.5}
         self.mixture = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)) / 6)
 
     def decode(self, latents: torch.Tensor, *, return_dict: bool) -> tuple[torch.Tensor]:
@@ -47,6 +47,26 @@ def test_a_preview_shows_what_decoding_would() -> None:
     expected = (decoded + 1) * 127.5
     assert np.corrcoef(preview.ravel(), expected.ravel())[0, 1] > 0.9
     assert abs(preview.mean(axis=(0, 1)) - expected.mean(axis=(0, 1))).max() < 10
+
+
+class OverflowingVae(PlainVae):
+    """Gives no numbers in half precision, as some do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config["force_upcast"] = True
+        self.half()
+
+    def decode(self, latents: torch.Tensor, *, return_dict: bool) -> tuple[torch.Tensor]:
+        (decoded,) = super().decode(latents, return_dict=return_dict)
+        return (decoded * torch.nan if self.mixture.dtype is torch.float16 else decoded,)
+
+
+@torch.inference_mode()
+def test_a_vae_that_overflows_in_half_precision_has_previews_and_keeps_its_precision() -> None:
+    vae = OverflowingVae()
+    assert Previewer(vae).preview(torch.zeros(4, 8, 8), 64, 64) is not None
+    assert vae.mixture.dtype is torch.float16
 
 
 @torch.inference_mode()

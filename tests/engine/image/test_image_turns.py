@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_driver import ImageDriver, count_drawing_threads
+from image_driver import Clock, ImageDriver, count_drawing_threads
 from PIL import Image
 from tiny_models import make_tokenizer
 
@@ -16,7 +16,6 @@ from bitinglip.engine import wire
 from bitinglip.engine.activity import ActivityBoard, open_board_file
 from bitinglip.engine.base import Failed, Finished, Progress, Text
 from bitinglip.engine.host import EngineHost
-from bitinglip.engine.image import drawing
 
 Drive = Callable[..., ImageDriver]
 
@@ -38,12 +37,33 @@ def test_turns_are_counted_in_time_and_not_in_steps(drive: Drive, monkeypatch: p
     clock = Clock(monkeypatch)
     driver.add("slow", steps=30, width=48)
     driver.add("fast", steps=500)
-    pace = {48: 1.0, 32: 0.1}
     while len(driver.progress("slow")) < 6:
         chosen = driver.engine._choose()
-        clock.step_seconds = pace[chosen.settings.width] if chosen else 0.0
+        clock.step_seconds = 1.0 if chosen and chosen.settings.width == 48 else 0.1
         driver.step()
     assert 40 <= len(driver.progress("fast")) <= 70
+
+
+def test_one_that_comes_later_does_not_catch_up_first(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive()
+    Clock(monkeypatch).step_seconds = 1.0
+    driver.add("early", steps=500)
+    driver.step(40)
+    driver.add("late", steps=400)
+    driver.step(20)
+    assert len(driver.progress("late")) >= 8
+    assert len(driver.progress("early")) >= 38 + 8
+
+
+def test_a_batch_that_more_requests_wait_for_has_more_turns(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive()
+    Clock(monkeypatch).step_seconds = 1.0
+    driver.add("one", steps=500)
+    for name in ("a", "b", "c", "d"):
+        driver.add(name, steps=400)
+    driver.step(52)
+    assert 8 <= len(driver.progress("one")) <= 12
+    assert 38 <= len(driver.progress("a")) <= 42
 
 
 def test_requests_of_equal_settings_that_come_later_share_the_next_batch(drive: Drive) -> None:
@@ -67,23 +87,6 @@ def test_a_request_of_many_pictures_is_split_and_holds_nobody_up(drive: Drive) -
     fractions = [event.fraction for event in driver.progress("many")]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
-
-
-class Clock:
-    """A clock that stands still but between the two looks at it that each step takes.
-
-    Args:
-        monkeypatch: Puts it in the real one's place.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.step_seconds = 0.0
-        self._now = 0.0
-        monkeypatch.setattr(drawing, "perf_counter", self)
-
-    def __call__(self) -> float:
-        self._now += self.step_seconds
-        return self._now
 
 
 @pytest.fixture
