@@ -61,6 +61,19 @@ def test_connections_are_added_up(run: Run, client: Client) -> None:
     assert document["connections"]["allowed"] > document["connections"]["needed"]
 
 
+def test_an_engine_that_downloads_has_connections_of_its_own(
+    run: Run, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pools = tmp_path / "pools.toml"
+    monkeypatch.setenv("BITINGLIP_POOLS_FILE", str(pools))
+
+    def count(kind: str) -> int:
+        pools.write_text(f'[pools.one]\nkinds = ["{kind}"]\ngpus = []\n')
+        return int(json.loads(run("config", "check", "--json").stdout)["connections"]["needed"])
+
+    assert count("download") == count("echo") + 4
+
+
 def test_a_server_that_is_away_is_no_problem_of_the_configuration(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITINGLIP_DATABASE_URL", "postgresql://me@127.0.0.1:1/none")
     monkeypatch.setenv("BITINGLIP_REDIS_URL", "redis://127.0.0.1:1/0")
