@@ -68,7 +68,7 @@ class Repo:
     licence: str | None = None
     tags: Sequence[str] = ()
     pipeline_tag: str | None = None
-    library_name: str | None = None
+    made_for: str | None = None
     xet: bool = False
     large_bytes: int = LARGE_BYTES
     branches: dict[str, Commit] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Repo:
             "gated": "manual" if self.gated else False,
             "tags": [*self.tags, *([f"license:{self.licence}"] if self.licence else [])],
             "pipeline_tag": self.pipeline_tag,
-            "library_name": self.library_name,
+            "library_name": self.made_for,
             "cardData": {"license": self.licence} if self.licence else {},
             "siblings": [_describe_sibling(file, with_blobs=with_blobs) for file in commit.files.values()],
         }
