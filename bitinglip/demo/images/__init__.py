@@ -1,6 +1,6 @@
 """A demo model for images that is right or wrong: "a red circle on blue" is a picture whose colours can be counted.
 
-    scenes ──► train ──► model/   (shipped: a Stable Diffusion pipeline, small enough for a package)
+    scenes ──► train ──► model/   (a Stable Diffusion pipeline, small enough for a package; not trained and shipped yet)
        └─────► judge ──► which colours and which shape a picture shows
 
 Decisions:
@@ -18,5 +18,5 @@ from pathlib import Path
 
 
 def image_model_folder() -> Path:
-    """Return the folder of the shipped model, which `DiffusionPipeline.from_pretrained` loads without other code."""
+    """Return the folder that `train` writes, which `DiffusionPipeline.from_pretrained` loads without other code."""
     return Path(str(files("bitinglip.demo.images") / "model"))

@@ -1,7 +1,7 @@
 """Train the image demo model from nothing: `python -m bitinglip.demo.images.train [FOLDER]`.
 
 First the autoencoder, by pixels; then the text encoder and the denoiser together, on what the autoencoder makes of the
-scenes. The figures of the shipped model are in `model/README.md`, which this script writes.
+scenes. The figures of what it made are in the README.md that it writes beside it.
 """
 
 import argparse
