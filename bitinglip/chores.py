@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
+from bitinglip.artifacts.store import open_artifacts
+from bitinglip.artifacts.sweep import sweep
 from bitinglip.beat.schedule import Chore
 from bitinglip.celery_app import app, task_name
 from bitinglip.client import Client
@@ -19,8 +21,10 @@ from bitinglip.errors import InvalidRequestError
 from bitinglip.lifecycle.edit import purge
 from bitinglip.lifecycle.quote import forget_old
 from bitinglip.lifecycle.report import store_report, store_reports_until_yesterday
-from bitinglip.settings import TaskSettings, load_settings
+from bitinglip.settings import ArtifactSettings, TaskSettings, load_settings
 from bitinglip.telemetry import get_logger
+
+SHOWN_NAMES = 5
 
 _OPTIONS = {"acks_late": True, "ignore_result": True, "shared": False}
 
@@ -59,6 +63,19 @@ def report_day(day: str | None = None) -> dict[str, int]:
     agents = {str(found): count for found, count in stored.items()}
     log.info("days_reported", agents=agents)
     return agents
+
+
+@app.task(name=task_name(Chore.SWEEP_ARTIFACTS), **_OPTIONS)
+def sweep_artifacts() -> dict[str, int]:
+    """Delete the files that no task's record names; returns how many were kept, deleted, and named but missing."""
+    with Client(connections=1) as client:
+        days = load_settings(ArtifactSettings).artifact_upload_days
+        swept = sweep(open_artifacts(), client.database, upload_days=days)
+    counts = {"kept": swept.kept, "deleted": swept.deleted, "missing": len(swept.missing)}
+    log.info("artifacts_swept", **counts)
+    if swept.missing:
+        log.warning("artifacts_missing", names=swept.missing[:SHOWN_NAMES], count=len(swept.missing))
+    return counts
 
 
 @app.task(name=task_name("retry_tasks"), **_OPTIONS)

@@ -174,6 +174,25 @@ class ModelSettings(_Settings):
     peer_port: int = Field(default=0, ge=0, le=65_535)
 
 
+class ArtifactSettings(_Settings):
+    """Where the files are kept that tasks make and take.
+
+    Attributes:
+        artifact_url: A folder, or a URL that fsspec knows, as `s3://bucket/prefix`; every node must see the same. None:
+            `artifacts` in the data folder.
+        artifact_endpoint_url: Of a server that speaks S3; None: Amazon's.
+        artifact_spare_bytes: Of a folder's disk that is left free.
+        artifact_upload_bytes: Of the largest file that may be brought.
+        artifact_upload_days: Days that a file which somebody brought is kept.
+    """
+
+    artifact_url: str | None = Field(default=None, min_length=1)
+    artifact_endpoint_url: str | None = Field(default=None, pattern=r"^https?://")
+    artifact_spare_bytes: int = Field(default=1_000_000_000, ge=0)
+    artifact_upload_bytes: int = Field(default=50_000_000, ge=1)
+    artifact_upload_days: int = Field(default=7, ge=1, le=3_650)
+
+
 class BeatSettings(_Settings):
     """What recurs.
 
@@ -217,6 +236,7 @@ ALL_SETTINGS: tuple[type[_Settings], ...] = (
     ModelSettings,
     BeatSettings,
     ImageSettings,
+    ArtifactSettings,
     LogSettings,
 )
 

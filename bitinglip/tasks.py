@@ -147,5 +147,6 @@ _registered = {kind: _register(kind) for kind in find_kinds()}
 
 generate_text = _registered["text"]
 create_embedding = _registered["embedding"]
+generate_image = _registered["image"]
 echo = _registered["echo"]
 download_model = _registered["download"]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -70,13 +71,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUrls]:
 
 @contextmanager
 def own_urls(servers: ServerUrls) -> Iterator[ServerUrls]:
-    """A new database and an empty Redis, also configured in the environment."""
+    """A new database, an empty Redis and an empty data folder, also configured in the environment."""
     name = f"test_{uuid.uuid4().hex}"
     admin = Database(servers.database_url)
     _execute_alone(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     own = ServerUrls(_rename(servers.database_url, name), servers.redis_url)
     flush_redis(own)
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, tempfile.TemporaryDirectory(prefix="bitinglip-test-") as folder:
+        environment.setenv("BITINGLIP_DATA_DIR", folder)
         environment.setenv("BITINGLIP_DATABASE_URL", own.database_url)
         environment.setenv("BITINGLIP_REDIS_URL", own.redis_url)
         forget_settings()

@@ -74,7 +74,11 @@ def measure(database: Database, *agents: str, cost: float = 1.0) -> None:
 
 def make_reserved(database: Database, worker: uuid.UUID, request: TaskRequest | None = None) -> Doorbell:
     """A task that is reserved for a worker."""
-    task = submit(database, request or make_echo())[0]
+    return reserve(database, worker, submit(database, request or make_echo())[0])
+
+
+def reserve(database: Database, worker: uuid.UUID, task: uuid.UUID) -> Doorbell:
+    """A task that was submitted before, and that is reserved for a worker now."""
     with database.transaction() as connection:
         assert reserve_tasks(connection, [Reservation(task, worker, 0.0)]) == {task}
     return Doorbell(task, 1)
@@ -82,7 +86,12 @@ def make_reserved(database: Database, worker: uuid.UUID, request: TaskRequest | 
 
 def make_running(database: Database, worker: uuid.UUID, request: TaskRequest | None = None) -> Doorbell:
     """A task that a worker runs."""
-    doorbell = make_reserved(database, worker, request)
+    return start_task(database, worker, submit(database, request or make_echo())[0])
+
+
+def start_task(database: Database, worker: uuid.UUID, task: uuid.UUID) -> Doorbell:
+    """A task that was submitted before, and that a worker runs now."""
+    doorbell = reserve(database, worker, task)
     assert claim_reserved(database, [doorbell], worker)[0] is not None
     return doorbell
 

@@ -25,6 +25,7 @@ class Chore(StrEnum):
 
     PURGE_FINISHED = "purge_finished"
     REPORT_DAY = "report_day"
+    SWEEP_ARTIFACTS = "sweep_artifacts"
 
 
 _REQUEST_FIELDS = {

@@ -4,6 +4,8 @@ lost             failed, cancelled, or not there although its submission was con
 stuck            has not ended
 double_recorded  completed more than once, with another result than the right one, or after attempts that do not
                  lead there: each of them has a row, only the last one completed
+
+and of files, see `files`: file_missing, file_damaged, file_unnamed
 """
 
 import json
@@ -21,7 +23,7 @@ class Violation:
     """One task that is not as it must be.
 
     Attributes:
-        invariant: `lost`, `stuck` or `double_recorded`.
+        invariant: `lost`, `stuck`, `double_recorded`, `file_missing`, `file_damaged` or `file_unnamed`.
         reason: For people.
     """
 
@@ -32,11 +34,18 @@ class Violation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the tasks of a ledger."""
+    """What became of the tasks of a ledger.
+
+    Attributes:
+        files: That records name.
+        files_swept: That no record named.
+    """
 
     tasks: int
     completed: int
     violations: list[Violation] = field(default_factory=list)
+    files: int = 0
+    files_swept: int = 0
 
     def count(self, invariant: str) -> int:
         """How many tasks break an invariant."""
@@ -63,7 +72,7 @@ WITH ledger AS (
              WHEN t.status IN ('failed', 'cancelled') THEN 'lost'
              WHEN t.status IN ('pending', 'in_progress') THEN 'stuck'
              WHEN h.completions IS DISTINCT FROM 1 THEN 'double_recorded'
-             WHEN d.result ->> 'text' IS DISTINCT FROM l.expected THEN 'double_recorded'
+             WHEN m.made IS DISTINCT FROM l.expected THEN 'double_recorded'
              WHEN h.attempts <> t.attempt OR h.last <> t.attempt OR h.completed_at_attempt <> t.attempt
              THEN 'double_recorded'
         END AS invariant,
@@ -72,7 +81,7 @@ WITH ledger AS (
              WHEN t.status IN ('pending', 'in_progress')
              THEN t.status || coalesce(', ' || t.queue_state, '') || ', attempt ' || t.attempt
              WHEN h.completions IS DISTINCT FROM 1 THEN 'completed ' || coalesce(h.completions, 0) || ' times'
-             WHEN d.result ->> 'text' IS DISTINCT FROM l.expected
+             WHEN m.made IS DISTINCT FROM l.expected
              THEN 'its result is ' || coalesce(d.result::text, 'missing') || ' in place of ' || l.expected
              ELSE 'its last attempt is ' || t.attempt || ', and its history says otherwise'
         END AS reason
@@ -80,6 +89,10 @@ WITH ledger AS (
     LEFT JOIN tasks AS t ON t.id = l.id
     LEFT JOIN task_details AS d ON d.task_id = l.id
     LEFT JOIN history AS h ON h.task_id = l.id
+    CROSS JOIN LATERAL (SELECT coalesce(d.result ->> 'text', (
+        SELECT string_agg(image ->> 'seed', ' ' ORDER BY place)
+        FROM jsonb_array_elements(d.result -> 'images') WITH ORDINALITY AS i (image, place)
+    )) AS made) AS m
 )
 SELECT id, status, invariant, reason FROM judged WHERE status IS NOT NULL OR invariant IS NOT NULL
 """)

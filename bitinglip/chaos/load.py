@@ -5,9 +5,11 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from bitinglip.chaos.watch import AGENT, count_open
 from bitinglip.client import Client
+from bitinglip.demo.images.scenes import ALL_SCENES
 from bitinglip.demo.questions import held_out_questions
 from bitinglip.domain.task import Priority, TaskRequest, make_request
 from bitinglip.errors import BitingLipError
@@ -21,6 +23,10 @@ OPEN_PER_SLOT = 1.5
 
 MOST_OPEN = 200
 TEXT_SHARE = 0.3
+IMAGE_SHARE = 0.2
+IMAGE_MODEL = "demo-image"
+IMAGE_STEPS = 4
+IMAGE_COUNT = 8
 ECHO_SECONDS = (0.2, 1.2)
 VICTIM_SECONDS = 3.0
 
@@ -30,7 +36,7 @@ class Ledger:
     """What was submitted, and what must come of it.
 
     Attributes:
-        expected: The text that each task's result must hold.
+        expected: The text that each task's result must hold; of pictures, their seeds.
         unsure: Those of the tasks whose submission was not confirmed.
     """
 
@@ -53,6 +59,7 @@ class Submitter:
         self._random = Random(seed)  # noqa: S311 - a repeatable load, no secret
         self._prompts = [question.text for question in held_out_questions(PROMPTS, seed)]
         self._answers: Mapping[str, str] = {}
+        self._draws = False
         self._lock = threading.Lock()
 
     def learn_answers(self) -> None:
@@ -66,6 +73,17 @@ class Submitter:
         handles = self.client.submit_many(requests)
         answers = [str(handle.result(timeout=ANSWER_SECONDS)["text"]) for handle in handles]
         self._answers = dict(zip(self._prompts, answers, strict=True))
+
+    def learn_to_draw(self) -> None:
+        """Draw once while nothing is broken; pictures are part of the load from then on.
+
+        Raises:
+            TaskEndedError: If the picture fails.
+            ResultTimeoutError: If it takes longer than a minute.
+        """
+        [handle] = self.client.submit_many([self._make_image()])
+        handle.result(timeout=ANSWER_SECONDS)
+        self._draws = True
 
     def submit_burst(self, count: int) -> Sequence[uuid.UUID]:
         """Submit echoes that take no time, with one call."""
@@ -81,19 +99,31 @@ class Submitter:
         return request.id
 
     def submit_mixed(self, count: int) -> None:
-        """Submit echoes that take a while, and texts if answers were learnt."""
+        """Submit echoes that take a while, texts if answers were learnt, and pictures if drawing was."""
         self._submit([self._make_any() for _ in range(count)])
 
     def _make_any(self) -> TaskRequest:
         with self._lock:
             if self._answers and self._random.random() < TEXT_SHARE:
                 return self._make_text(self._random.choice(self._prompts))
+            if self._draws and self._random.random() < IMAGE_SHARE:
+                return self._make_image()
             seconds = round(self._random.uniform(*ECHO_SECONDS), 2)
             payload = {"text": f"echo {self._random.getrandbits(32):08x}", "seconds": seconds, "chunks": 4}
             return make_request("echo", payload, agent_id=AGENT)
 
     def _make_text(self, prompt: str) -> TaskRequest:
         return make_request("text", {"prompt": prompt, "temperature": 0}, model=MODEL, agent_id=AGENT)
+
+    def _make_image(self) -> TaskRequest:
+        scene = self._random.choice(ALL_SCENES)
+        payload = {
+            "prompt": scene.prompt,
+            "steps": IMAGE_STEPS,
+            "count": IMAGE_COUNT,
+            "seed": self._random.getrandbits(32),
+        }
+        return make_request("image", payload, model=IMAGE_MODEL, agent_id=AGENT)
 
     def _submit(self, requests: Sequence[TaskRequest]) -> None:
         """Enter the tasks before they are submitted: what becomes of a submission that fails is not known."""
@@ -106,11 +136,16 @@ class Submitter:
             self.ledger.unsure.difference_update(ids)
 
     def _expect(self, requests: Iterable[TaskRequest]) -> dict[uuid.UUID, str]:
-        payloads = {request.id: request.payload.model_dump() for request in requests}
-        return {
-            task_id: payload["text"] if "text" in payload else self._answers[payload["prompt"]]
-            for task_id, payload in payloads.items()
-        }
+        return {request.id: self._find_expected(request.type, request.payload.model_dump()) for request in requests}
+
+    def _find_expected(self, kind: str, payload: Mapping[str, Any]) -> str:
+        match kind:
+            case "echo":
+                return str(payload["text"])
+            case "image":
+                return " ".join(str(payload["seed"] + number) for number in range(payload["count"]))
+            case _:
+                return self._answers[payload["prompt"]]
 
 
 class SteadyLoad:

@@ -10,10 +10,11 @@ from random import Random
 
 from sqlalchemy import Connection
 
-from bitinglip.chaos.checks import Verdict, check_invariants
+from bitinglip.chaos.checks import check_invariants
 from bitinglip.chaos.faults import FaultSkipped, Injector
+from bitinglip.chaos.files import add_files
 from bitinglip.chaos.kinds import Fault
-from bitinglip.chaos.load import MODEL, Ledger, SteadyLoad, Submitter
+from bitinglip.chaos.load import IMAGE_MODEL, MODEL, Ledger, SteadyLoad, Submitter
 from bitinglip.chaos.observer import Observer
 from bitinglip.chaos.report import FaultReport, Report
 from bitinglip.chaos.system import System
@@ -62,6 +63,7 @@ def break_system(
 class _Run:
     def __init__(self, system: System, client: Client, observer: Observer, seed: int, tell: Tell) -> None:
         self._system = system
+        self._client = client
         self._observer = observer
         self._seed = seed
         self._tell = tell
@@ -75,8 +77,10 @@ class _Run:
         self._observer.set_clock()
         self._workers = self._wait_ready()
         self._tell(f"{len(self._workers)} workers are ready; learning what is right, measuring the throughput")
-        if all(MODEL in worker.models for worker in self._workers.values()):
+        if self._all_hold(MODEL):
             self._submitter.learn_answers()
+        if self._all_hold(IMAGE_MODEL):
+            self._submitter.learn_to_draw()
         before = self._measure_throughput()
         self._load = SteadyLoad(self._submitter, sum(worker.slots for worker in self._workers.values()))
         with self._load:
@@ -84,14 +88,20 @@ class _Run:
         self._wait_for_end()
         after = self._measure_throughput()
         verdict = self._observer.read(lambda at: check_invariants(at, self._ledger))
-        return self._report(verdict, before, after, rounds)
+        verdict = add_files(verdict, self._system.artifacts, self._client.database, self._ledger.expected)
+        recoveries = [FaultReport(fault, seconds) for fault, seconds in self._recoveries.items()]
+        return Report(verdict, before, after, rounds, self._seed, recoveries)
+
+    def _all_hold(self, model: str) -> bool:
+        return all(model in worker.models for worker in self._workers.values())
 
     def _wait_ready(self) -> dict[str, WorkerState]:
         def look() -> list[WorkerState]:
             workers = [worker for worker in self._observer.read(list_ready_workers) if "echo" in worker.kinds]
             if self._system.workers is None:
                 return workers
-            enough = len(workers) == self._system.workers and all(MODEL in worker.models for worker in workers)
+            models = {MODEL, IMAGE_MODEL}
+            enough = len(workers) == self._system.workers and all(models <= {*worker.models} for worker in workers)
             return workers if enough else []
 
         ready = self._observer.wait_for(look, within=READY_SECONDS if self._system.is_own else 5)
@@ -154,7 +164,3 @@ class _Run:
             rates.append(len(ids) / self._observer.read(partial(get_span_seconds, task_ids=ids)))
         # The first one finds connections closed and statements unplanned.
         return statistics.median(rates[1:])
-
-    def _report(self, verdict: Verdict, before: float, after: float, rounds: int) -> Report:
-        faults = [FaultReport(fault, seconds) for fault, seconds in self._recoveries.items()]
-        return Report(verdict, before, after, rounds, self._seed, faults)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bitinglip.artifacts.store import ArtifactStore
 from bitinglip.chaos.processes import Processes
 from bitinglip.embedded import ChildDeath, EmbeddedServers, Program
 from bitinglip.settings import ServerUrls
@@ -24,7 +25,9 @@ HEARTBEAT_SECONDS = 2.0
 LEASE_SECONDS = 8.0
 DRAIN_SECONDS = 4.0
 
-_POOL = '[pools.{name}]\nkinds = ["echo", "text"]\ngpus = []\nslots = {slots}\npreload = ["demo"]\n'
+_POOL = (
+    '[pools.{name}]\nkinds = ["echo", "text", "image"]\ngpus = []\nslots = {slots}\npreload = ["demo", "demo-image"]\n'
+)
 
 
 def _hold_nothing(_: str) -> AbstractContextManager[None]:
@@ -37,6 +40,7 @@ class System:
 
     Attributes:
         lease_seconds: How long a silent worker keeps its tasks.
+        artifacts: Where its workers keep what they make.
         is_own: Whether it was started for this alone.
         workers: How many are needed to begin; None: however many there are.
         hold_node: Keeps the node of a pool from being started again, for the block.
@@ -46,6 +50,7 @@ class System:
     urls: ServerUrls
     processes: Processes
     lease_seconds: float
+    artifacts: ArtifactStore
     is_own: bool = False
     workers: int | None = None
     dispatchers: int = 1
@@ -96,6 +101,7 @@ def run_own_system(folder: Path, tell: Callable[[str], None], is_hurried: Callab
             urls=servers.urls,
             processes=Processes(lambda: servers.stack.find_pids().values()),
             lease_seconds=LEASE_SECONDS,
+            artifacts=ArtifactStore(str(folder / "artifacts")),
             is_own=True,
             workers=len(NODES),
             dispatchers=DISPATCHERS,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from bitinglip.chaos.system import System
 
 SHOWN_VIOLATIONS = 20
+SHOWN_COUNTS = (
+    *("tasks", "completed", "lost", "double_recorded", "stuck"),
+    *("files", "files_swept", "file_missing", "file_damaged", "file_unnamed"),
+)
 
 
 def _parse_faults(_: click.Context, __: click.Parameter, text: str) -> list[Fault]:
@@ -47,14 +51,15 @@ def chaos(
     """Kill engines, workers, nodes, dispatchers, Redis and PostgreSQL under load; count what was lost.
 
     Starts a small system of its own in a temporary folder: PostgreSQL, Valkey, two dispatchers and two nodes, each a
-    supervisor with a worker on the CPU. Keeps echoes and texts running, does each fault, waits for the recovery, and
-    checks every task in SQL at the end: completed exactly once, with the right result.
+    supervisor with a worker on the CPU. Keeps echoes, texts and pictures coming, does each fault, waits for the
+    recovery, and checks every task in SQL at the end: completed exactly once, with the right result; and every file:
+    it is there as its record says, and after a sweep there is no other.
 
     With --confirm it breaks the system that is configured: workers, dispatchers and servers on this machine that
     somebody starts again, every connection to the database, and all that is in the database of Redis. What it cannot
     do there it skips, and says so. Tasks of others survive it too, but their streams do not.
 
-    Exits with 0 only if no task was lost, recorded twice or stuck.
+    Exits with 0 only if no task was lost, recorded twice or stuck, and no file missing, damaged or nobody's.
     """
     from bitinglip.chaos.run import break_system
 
@@ -84,11 +89,13 @@ def _find_configured() -> "System":
     Raises:
         SystemNotRunningError: If there is none.
     """
+    from bitinglip.artifacts.store import open_artifacts
     from bitinglip.chaos.processes import Processes
     from bitinglip.chaos.system import System
 
     urls = load_settings(ServerSettings).find_urls()
-    return System(urls, Processes(), lease_seconds=load_settings(WorkerSettings).lease_seconds)
+    lease_seconds = load_settings(WorkerSettings).lease_seconds
+    return System(urls, Processes(), lease_seconds=lease_seconds, artifacts=open_artifacts())
 
 
 def _run_own(break_it: Callable[["System"], "Report"], signals: StopSignals) -> "Report":
@@ -118,7 +125,7 @@ def _write_report(report: "Report") -> None:
     headers = ["fault", "times", "recovery p50 s", "max s"]
     write_table(headers, [tuple(fault.values()) for fault in document["faults"]])
     click.echo()
-    for name in ("tasks", "completed", "lost", "double_recorded", "stuck"):
+    for name in SHOWN_COUNTS:
         click.echo(f"{name.replace('_', ' '):<16}{document[name]:>8,}")
     before, after = document["throughput_before"], document["throughput_after"]
     click.echo(f"{'throughput':<16}{after:>8,.0f}/s, {before:,.0f}/s before the faults")

@@ -1,4 +1,4 @@
-"""`bitinglip demo`: the whole system at work, once, with answers that are right or wrong."""
+"""`bitinglip demo`: the whole system at work, once, with answers and pictures that are right or wrong."""
 
 import time
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from bitinglip.artifacts.store import open_artifacts
+from bitinglip.cli.demo_pictures import NEEDED_SHOWN, Picture
 from bitinglip.cli.demo_run import MODEL, NEEDED_RIGHT, QUESTIONS, Answer, DemoRun
 from bitinglip.cli.demo_view import StreamView, View, choose_view, write_report
 from bitinglip.cli.output import examples, json_option, say, write_json
 from bitinglip.cli.system import RunningSystem, run_system
 from bitinglip.cli.up import data_dir_option
 from bitinglip.client import Client
-from bitinglip.domain.catalogue import TEXT
+from bitinglip.domain.catalogue import IMAGE, TEXT
 from bitinglip.embedded.signals import StopSignals
 from bitinglip.settings import ServerSettings, load_settings
 from bitinglip.store.queries import list_offered_models
@@ -28,10 +30,11 @@ ANSWER_SECONDS = 120.0
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
-    """Start a system, let three agents ask 60 questions, count the right answers, stop it.
+    """Start a system, let agents ask 60 questions and for 4 pictures, count what is right, stop it.
 
-    The model is small and comes with BitingLip. It knows capitals, adds, subtracts and spells backwards; it never saw
-    these questions. Exits with 0 if all were answered, and 57 of them right.
+    The models are small and come with BitingLip. One knows capitals, adds, subtracts and spells backwards; it never saw
+    these questions. The other one draws shapes. Exits with 0 if all was answered and drawn, 57 answers and 3 pictures
+    of it right.
     """
     folder = data_dir or load_settings(ServerSettings).data_dir / "demo"
     began = time.monotonic()
@@ -39,7 +42,8 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
         start_seconds = time.monotonic() - began
         say(f"ready after {start_seconds:.1f} s; Flower is at {system.flower_url}")
         # Not closed: after an interruption its threads still read, until the servers under them are stopped.
-        run = _ask(Client(system.urls.database_url, system.urls.redis_url), system, signals)
+        client = Client(system.urls.database_url, system.urls.redis_url)
+        run = _ask(client, system, signals)
         interrupted = signals.first is not None
     if interrupted:
         raise click.Abort
@@ -49,24 +53,36 @@ def demo(ctx: click.Context, data_dir: Path | None, *, as_json: bool) -> None:
     else:
         write_report(run)
         _say_where_to_look(system)
+    logs = system.data_dir / "logs"
     if summary["completed"] < QUESTIONS or summary["right"] < NEEDED_RIGHT:
-        say(f"error: {QUESTIONS} answers and {NEEDED_RIGHT} right ones were expected; see {system.data_dir / 'logs'}")
+        say(f"error: {QUESTIONS} answers and {NEEDED_RIGHT} right ones were expected; see {logs}")
+        ctx.exit(1)
+    if summary["drawn"] < len(run.pictures) or summary["shown"] < NEEDED_SHOWN:
+        needed = f"{len(run.pictures)} pictures and {NEEDED_SHOWN} right ones"
+        say(f"error: {needed} were expected; see {logs}")
         ctx.exit(1)
 
 
 def _list_pools() -> list[str]:
     """The pools whose workers answer: those of others would only make the start longer."""
-    return [name for name, pool in read_pools(find_pools_file()).items() if TEXT.name in pool.kinds]
+    wanted = {TEXT.name, IMAGE.name}
+    return [name for name, pool in read_pools(find_pools_file()).items() if wanted & set(pool.kinds)]
 
 
 def _ask(client: Client, system: RunningSystem, signals: StopSignals) -> DemoRun:
     run = DemoRun(client)
-    _wait_for_model(client, system, signals)
+    sketch, *pictures = run.pictures
+    # The first one has its model loaded: that is no part of what is measured.
+    run.ask_for_pictures([sketch])
+    _wait_for_models(client, sketch, system, signals)
     slots = sum(spec.pool.slots for spec in system.workers)
     first, *rest = run.answers
     _ask_and_show(run, [first], StreamView(first), signals)
+    run.ask_for_pictures(pictures)
     _ask_and_show(run, rest, choose_view(slots), signals)
-    run.collect()
+    run.stop_clock()
+    _await_pictures(run, signals)
+    run.collect(open_artifacts(system.data_dir if system.embedded else None))
     return run
 
 
@@ -83,13 +99,22 @@ def _ask_and_show(run: DemoRun, answers: Sequence[Answer], view: View, signals: 
         view.show(run)
 
 
-def _wait_for_model(client: Client, system: RunningSystem, signals: StopSignals) -> None:
-    """Give a worker time to load the model, so that the first answer shows the queue and not the disk."""
+def _await_pictures(run: DemoRun, signals: StopSignals) -> None:
+    """Return when the pictures are drawn, a signal came, or the time is over."""
+    while not all(picture.has_ended for picture in run.pictures) and run.elapsed_seconds < ANSWER_SECONDS:
+        if signals.wait(LOOK_SECONDS):
+            return
+
+
+def _wait_for_models(client: Client, sketch: Picture, system: RunningSystem, signals: StopSignals) -> None:
+    """Give a worker time to load the models, so that the first answer shows the queue and not the disk."""
+    preloads = any(MODEL in spec.pool.preload for spec in system.workers)
     deadline = time.monotonic() + LOAD_SECONDS
-    while any(MODEL in spec.pool.preload for spec in system.workers) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         with client.database.transaction() as connection:
-            if MODEL in list_offered_models(connection) or signals.wait(LOOK_SECONDS):
-                return
+            is_loaded = not preloads or MODEL in list_offered_models(connection)
+        if (is_loaded and (sketch.step or sketch.has_ended)) or signals.wait(LOOK_SECONDS):
+            return
 
 
 def _say_where_to_look(system: RunningSystem) -> None:
@@ -101,5 +126,6 @@ def _say_where_to_look(system: RunningSystem) -> None:
         f"  {where}bitinglip task list\n"
         f"  {where}bitinglip queue list --watch\n"
         f"  {where}bitinglip stats\n"
-        f'  {where}bitinglip submit text "What is the capital of Peru?" --follow'
+        f'  {where}bitinglip submit text "What is the capital of Peru?" --follow\n'
+        f'  {where}bitinglip submit image "a red circle on blue" --out .'
     )

@@ -1,7 +1,7 @@
 """The demo's work: three agents ask 60 questions whose answers are known, and are timed from outside.
 
 Nothing here is privileged: the questions go through the public client, and each answer is read from its stream, and
-for the count from its record.
+for the count from its record. Pictures are drawn meanwhile.
 """
 
 import statistics
@@ -11,13 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bitinglip.cli.demo_pictures import WISHES, Picture, ask_for_pictures
 from bitinglip.client import Client, Handle
 from bitinglip.demo.questions import Question, held_out_questions, is_right
 from bitinglip.domain.task import Priority, Status, Task, make_request
 from bitinglip.errors import BitingLipError
 from bitinglip.streams.events import EventName
+
+if TYPE_CHECKING:
+    from bitinglip.artifacts.store import ArtifactStore
 
 QUESTIONS = 60
 NEEDED_RIGHT = 57
@@ -75,7 +79,7 @@ class Answer:
 
 @dataclass
 class DemoRun:
-    """The questions, their answers, and the time they took.
+    """The questions, their answers and the time they took; and the pictures.
 
     Args:
         client: Of the system that answers.
@@ -83,6 +87,7 @@ class DemoRun:
 
     client: Client
     answers: list[Answer] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=lambda: [Picture(wish) for wish in WISHES])
     seconds: float = 0.0
     _began: float | None = None
 
@@ -91,6 +96,11 @@ class DemoRun:
             agent = AGENTS[number % len(AGENTS)]
             priority = PRIORITIES[number // len(AGENTS) % len(PRIORITIES)]
             self.answers.append(Answer(question, agent, priority))
+
+    @property
+    def tasks(self) -> "list[Answer | Picture]":
+        """All that was asked for."""
+        return [*self.answers, *self.pictures]
 
     @property
     def elapsed_seconds(self) -> float:
@@ -116,16 +126,29 @@ class DemoRun:
             answer.handle = handle
             threading.Thread(target=_follow, args=(answer, handle, submitted), daemon=True).start()
 
-    def collect(self) -> None:
-        """Stop the clock and read every record."""
+    def ask_for_pictures(self, pictures: Sequence[Picture]) -> None:
+        """Have pictures drawn."""
+        ask_for_pictures(self.client, pictures)
+
+    def stop_clock(self) -> None:
+        """Keep the time that the answers took."""
         self.seconds = self.elapsed_seconds
+
+    def collect(self, store: "ArtifactStore") -> None:
+        """Read every record, and look at every picture.
+
+        Args:
+            store: Where the pictures are.
+        """
         for answer in self.answers:
             answer.task = answer.handle.task() if answer.handle else None
+        for picture in self.pictures:
+            picture.look(store)
 
     def count(self, agent: str) -> Counter[str]:
-        """An agent's questions: how many wait at each priority, run, are done."""
-        mine = [answer for answer in self.answers if answer.agent == agent]
-        return Counter(answer.priority if answer.state == "waiting" else answer.state for answer in mine)
+        """An agent's tasks: how many wait at each priority, run, are done."""
+        mine = [task for task in self.tasks if task.agent == agent]
+        return Counter(task.priority if task.state == "waiting" else task.state for task in mine)
 
     def list_served(self) -> list[Answer]:
         """The answers in the order in which they were begun."""
@@ -146,6 +169,9 @@ class DemoRun:
             "seconds": round(self.seconds, 3),
             "tokens": tokens,
             "answers": [answer.to_json() for answer in self.answers],
+            "drawn": sum(picture.place is not None for picture in self.pictures),
+            "shown": sum(picture.right for picture in self.pictures),
+            "pictures": [picture.to_json() for picture in self.pictures],
             "served": [{"agent": answer.agent, "priority": answer.priority} for answer in self.list_served()],
         }
 

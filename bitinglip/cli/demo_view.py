@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from bitinglip.cli.demo_pictures import PAINTER
 from bitinglip.cli.demo_run import AGENTS, Answer, DemoRun
 from bitinglip.cli.output import say, write_table
 from bitinglip.domain.task import Priority
@@ -57,7 +58,7 @@ class LiveView:
         table.add_column("agent")
         for header in (*Priority, "running", "done"):
             table.add_column(header, justify="right")
-        for agent in AGENTS:
+        for agent in (*AGENTS, PAINTER):
             counts = run.count(agent)
             table.add_row(agent, *(str(counts[column]) for column in (*Priority, "running", "done")))
         self._live.update(table, refresh=True)
@@ -125,11 +126,18 @@ def write_report(run: DemoRun) -> None:
         for answer in run.answers
     ]
     write_table(["agent", "priority", "question", "answer", "right"], rows)
+    click.echo()
+    drawn = [
+        (picture.prompt, picture.shows, "yes" if picture.right else "NO", picture.place or "-")
+        for picture in run.pictures
+    ]
+    write_table([f"{PAINTER} asks for", "the picture shows", "right", "file"], drawn)
     found = run.summarise()
     marks = dict(zip(AGENTS, MARKS, strict=True))
     legend = ", ".join(f"{mark} = {agent}" for agent, mark in marks.items())
     click.echo()
     click.echo(f"right         {found['right']} of {found['tasks']}, {found['completed']} completed")
+    click.echo(f"pictures      {found['shown']} of {len(run.pictures)} show what was asked for, {found['drawn']} drawn")
     click.echo(f"served        {''.join(marks[item['agent']] for item in found['served'])}  {legend}")
     click.echo(f"at priority   {''.join(item['priority'][0] for item in found['served'])}  the first was asked alone")
     click.echo(f"first token   after {found['ttft_p50_s']} s (median, queueing included)")
@@ -137,7 +145,9 @@ def write_report(run: DemoRun) -> None:
 
 
 def _describe(run: DemoRun, slots: int) -> str:
-    running = sum(answer.state == "running" for answer in run.answers)
-    done = sum(answer.state == "done" for answer in run.answers)
+    answered = sum(answer.state == "done" for answer in run.answers)
+    drawn = sum(picture.state == "done" for picture in run.pictures)
+    running = sum(task.state == "running" for task in run.tasks)
     speed = sum(answer.tokens for answer in run.answers) / max(run.elapsed_seconds, 0.001)
-    return f"{done}/{len(run.answers)} answered, {running}/{slots} slots busy, {speed:,.0f} tokens/s"
+    done = f"{answered}/{len(run.answers)} answered, {drawn}/{len(run.pictures)} drawn"
+    return f"{done}, {running}/{slots} slots busy, {speed:,.0f} tokens/s"

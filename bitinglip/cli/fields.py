@@ -8,7 +8,13 @@ import click
 
 from bitinglip.errors import InvalidRequestError
 
-_OPTION_OF_FIELD = {"agent_id": "agent", "user_id": "user", "channel_id": "channel"}
+_OPTION_OF_FIELD = {
+    "agent_id": "agent",
+    "user_id": "user",
+    "channel_id": "channel",
+    "width": "size",
+    "height": "size",
+}
 _REMEDIES = dict.fromkeys(("channel_id", "channel"), "a channel id has 17 to 19 digits")
 
 

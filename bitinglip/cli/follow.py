@@ -1,9 +1,15 @@
 """Show a task to its end: its text or its progress as they come, or its record once it has ended."""
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import click
 
 from bitinglip.cli.output import say, write_json, write_text
+from bitinglip.cli.pictures import locate_pictures
+from bitinglip.cli.preview import DrawingView
 from bitinglip.cli.progress import ProgressLine
 from bitinglip.client import Client, Handle
 from bitinglip.domain.task import Status, Task
@@ -12,7 +18,14 @@ from bitinglip.store.queries import list_workers
 from bitinglip.streams.events import Event, EventName
 
 
-def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = False) -> None:
+def follow_task(
+    handle: Handle,
+    *,
+    after: str | None = None,
+    as_json: bool = False,
+    preview: bool | None = None,
+    finish: Callable[[Task], None] | None = None,
+) -> None:
     """Write a task's text, or each of its events as a line of JSON, as they come.
 
     While it waits for the download of its model, that one's progress is told: in JSON as events named `download`.
@@ -21,39 +34,48 @@ def follow_task(handle: Handle, *, after: str | None = None, as_json: bool = Fal
         handle: The task.
         after: The id of the last event seen, to resume.
         as_json: Events in place of text.
+        preview: Whether a picture is shown as it comes; None: where the terminal shows pictures.
+        finish: Writes what a task has made that does not stream; None: `write_result`.
 
     Raises:
         TaskEndedError: If the task failed or was cancelled.
     """
     while (download := handle.find_download()) is not None:
         _follow_download(handle, download, as_json=as_json)
-    writer = _TextWriter()
-    for event in handle.stream(after):
-        if as_json:
-            write_json({"id": event.id, "event": event.name, **event.data})
-        else:
-            writer.write(event)
-        if event.name is EventName.FINISHED and event.data["status"] != Status.COMPLETED:
-            raise _describe_end(handle, event.data["status"], event.data.get("error"))
-    if not as_json and writer.wrote_nothing and after is None:
+    with _TextWriter(preview=preview) as writer:
+        for event in handle.stream(after):
+            if as_json:
+                write_json({"id": event.id, "event": event.name, **event.data})
+            else:
+                writer.write(event)
+            if event.name is EventName.FINISHED and event.data["status"] != Status.COMPLETED:
+                raise _describe_end(handle, event.data["status"], event.data.get("error"))
+    if not as_json and writer.wrote_nothing:
         # Not every engine streams: the record has what it made.
-        write_result(handle.task())
+        task = handle.task()
+        if after is None or makes_pictures(task):
+            (finish or write_result)(task)
 
 
 def _follow_download(handle: Handle, download: Handle, *, as_json: bool) -> None:
     """Tell how far the download is that a task waits for, until it ends."""
     if not as_json:
         say(f"task {handle.id} waits for task {download.id}, the download of its model")
-    writer = _TextWriter()
-    for event in download.stream():
-        if not as_json:
-            writer.write(event)
-        elif event.name is EventName.PROGRESS:
-            write_json({"event": "download", "task_id": download.id, **event.data})
+    with _TextWriter() as writer:
+        for event in download.stream():
+            if not as_json:
+                writer.write(event)
+            elif event.name is EventName.PROGRESS:
+                write_json({"event": "download", "task_id": download.id, **event.data})
 
 
-def wait_for_task(handle: Handle, *, as_json: bool = False) -> None:
+def wait_for_task(handle: Handle, *, as_json: bool = False, finish: Callable[[Task], None] | None = None) -> None:
     """Wait for a task's end and write its text, or its record as JSON.
+
+    Args:
+        handle: The task.
+        as_json: The record.
+        finish: Writes what it has made; None: `write_result`.
 
     Raises:
         TaskEndedError: If the task failed or was cancelled.
@@ -62,18 +84,27 @@ def wait_for_task(handle: Handle, *, as_json: bool = False) -> None:
     if as_json:
         write_json(dump_task(task))
     elif task.status is Status.COMPLETED:
-        write_result(task)
+        (finish or write_result)(task)
     if task.status is not Status.COMPLETED:
         raise _describe_end(handle, task.status, task.error.model_dump() if task.error else None)
 
 
 def write_result(task: Task) -> None:
-    """What a completed task made: its text where it has one."""
+    """What a completed task made: its text where it has one, where its pictures are, or all of it as JSON."""
     result = task.result or {}
     if isinstance(result.get("text"), str):
         write_text(result["text"])
+    elif makes_pictures(task):
+        for place in locate_pictures(task):
+            click.echo(place)
     else:
         write_json(result)
+
+
+def makes_pictures(task: Task) -> bool:
+    """Whether pictures are what a completed task has made."""
+    images = (task.result or {}).get("images")
+    return isinstance(images, list) and all(isinstance(image, dict) and "artifact" in image for image in images)
 
 
 def dump_task(task: Task) -> dict[str, Any]:
@@ -95,19 +126,36 @@ def say_that_it_goes_on(handle: Handle) -> None:
 
 
 class _TextWriter:
-    """Writes the text of a stream. It is written as it is, whatever attempts it took; all else is talk."""
+    """Writes the text of a stream. It is written as it is, whatever attempts it took; all else is talk.
 
-    def __init__(self) -> None:
+    Args:
+        preview: Whether a picture is shown as it comes; None: where the terminal shows pictures.
+    """
+
+    def __init__(self, *, preview: bool | None = None) -> None:
         self.wrote_nothing = True
         self._in_line = False
         self._progress = ProgressLine()
+        self._drawing = DrawingView(preview=preview)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drawing.end()
 
     def write(self, event: Event) -> None:
         """Write what there is of text in one event, and say what happened in others."""
         if event.name is EventName.PROGRESS and "done_bytes" in event.data:
             self._progress.show(event.data)
             return
+        if event.name is EventName.PROGRESS and "steps" in event.data:
+            self._drawing.show(event.data)
+            return
         self._progress.end()
+        self._drawing.end()
         match event.name:
             case EventName.TEXT:
                 text = event.data["text"]

@@ -17,7 +17,7 @@ BROKEN_PIPE = 141
 
 COMMANDS = {
     "up": Entry("bitinglip.cli.up:up", "Run the whole system on this machine until Ctrl-C."),
-    "demo": Entry("bitinglip.cli.demo:demo", "See three agents' 60 prompts answered by a real model."),
+    "demo": Entry("bitinglip.cli.demo:demo", "See agents' 60 prompts answered and 4 pictures drawn by real models."),
     "chaos": Entry("bitinglip.cli.chaos:chaos", "Break a system on purpose, and see that nothing is lost."),
     "submit": Entry("bitinglip.cli.submit:submit", "Submit a task."),
     "task": Entry("bitinglip.cli.task:task", "List, show, follow, cancel, retry and delete tasks."),

@@ -101,6 +101,9 @@ def _start_on_top(
 ) -> RunningSystem:
     database = Database(servers.urls.database_url, connections=1, name="bitinglip-up")
     environment = make_url_environment(servers.urls)
+    if embedded:
+        # Whoever asks this system for a file looks for it in its data folder.
+        environment["BITINGLIP_DATA_DIR"] = str(servers.data_dir)
     try:
         upgrade_schema(database)
         _stop_if_asked(signals)

@@ -72,7 +72,7 @@ def show(task_id: str, *, as_json: bool) -> None:
 @click.option("--after", metavar="EVENT_ID", callback=parse_event_id, help="Resume after this event (see --json).")
 @json_option
 def follow(task_id: str, after: str | None, *, as_json: bool) -> None:
-    """Write a task's text as it comes, from its beginning to its end."""
+    """Write a task's text, or how far its pictures are, as it comes, from its beginning to its end."""
     with Client() as client:
         handle = client.handle(task_id)
         try:

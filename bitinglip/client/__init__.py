@@ -10,6 +10,8 @@ A client needs PostgreSQL to submit, and nothing else: with Redis away the task 
     sync      Client: submit, read, cancel
     handle    Handle: one task: its status, its result, its events
     follow    a task's events to their end, from Redis and, where Redis lacks them, from the record
+    pictures  a task's pictures as files of this machine
+    models    what is known of the models that tasks name
     taken     TakenTask: work that this process took to do itself, under a lease
     aio       the same for asyncio
     manager   TaskManager: the records of the tasks: list, update, retry, delete

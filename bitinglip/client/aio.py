@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -61,6 +62,10 @@ class AsyncClient:
     async def submit_many(self, requests: Iterable[TaskRequest]) -> "list[AsyncHandle]":
         """As `Client.submit_many`."""
         return [AsyncHandle(handle) for handle in await asyncio.to_thread(self.client.submit_many, list(requests))]
+
+    async def upload(self, path: Path | str) -> str:
+        """As `Client.upload`."""
+        return await asyncio.to_thread(self.client.upload, path)
 
     async def get(self, task_id: str | uuid.UUID) -> Task:
         """As `Client.get`."""
@@ -140,6 +145,14 @@ class AsyncHandle:
     async def result(self, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109 - as the sync one
         """As `Handle.result`."""
         return await asyncio.to_thread(self._handle.result, timeout)
+
+    async def save_images(
+        self,
+        folder: Path | str,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the sync one
+    ) -> list[Path]:
+        """As `Handle.save_images`."""
+        return await asyncio.to_thread(self._handle.save_images, folder, timeout)
 
     async def stream(self, after: str | None = None) -> AsyncIterator[Event]:
         """As `Handle.stream`."""

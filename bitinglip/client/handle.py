@@ -3,9 +3,11 @@
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitinglip.client.follow import POLL_SECONDS, follow_events
+from bitinglip.client.pictures import save_pictures
 from bitinglip.domain.catalogue import DOWNLOAD
 from bitinglip.domain.task import QueueState, Status, Task
 from bitinglip.errors import RedisUnreachableError, ResultTimeoutError, TaskEndedError
@@ -49,13 +51,27 @@ class Handle:
             ResultTimeoutError: If it has not ended in time. It goes on.
             TaskEndedError: If it failed or was cancelled.
         """
-        task = self.wait(timeout)
-        if task.status is Status.COMPLETED:
-            return task.result or {}
-        error = task.error
-        raise TaskEndedError(
-            task.id, task.status, error.code if error else task.status, error.message if error else "cancelled"
-        )
+        return self._complete(timeout).result or {}
+
+    def save_images(self, folder: Path | str, timeout: float | None = None) -> list[Path]:
+        """Wait for the end and save the task's pictures; return their paths, in the task's order.
+
+        A file is called after the task's title and the picture's seed, with a number if there is such a file already.
+
+        Args:
+            folder: It is made if need be.
+            timeout: Seconds; None waits for ever.
+
+        Raises:
+            ResultTimeoutError: If it has not ended in time. It goes on.
+            TaskEndedError: If it failed or was cancelled.
+            InvalidRequestError: If it makes no pictures.
+            ArtifactNotFoundError: If one is gone. Those before it are saved.
+            ArtifactDamagedError: If one has other bytes than the record says. Try again.
+            ArtifactStoreError: If the store cannot be used. Try again.
+            OSError: If the folder cannot be written.
+        """
+        return save_pictures(self._client.artifacts, self._complete(timeout), Path(folder))
 
     def wait(self, timeout: float | None = None) -> Task:
         """Wait for the end and return the record.
@@ -96,6 +112,16 @@ class Handle:
         )
         found = next(ids, None)
         return None if found is None else Handle(self._client, found)
+
+    def _complete(self, timeout: float | None) -> Task:
+        """Wait for the end and return the record, if the task completed."""
+        task = self.wait(timeout)
+        if task.status is Status.COMPLETED:
+            return task
+        error = task.error
+        raise TaskEndedError(
+            task.id, task.status, error.code if error else task.status, error.message if error else "cancelled"
+        )
 
     def _read(self, after: str, wait_seconds: float) -> list[Event]:
         try:

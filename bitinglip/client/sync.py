@@ -1,29 +1,33 @@
 """The client: submit tasks and read their records."""
 
-import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import redis
 
 from bitinglip.client.handle import Handle
+from bitinglip.client.models import KnownModels
 from bitinglip.client.taken import DEFAULT_LEASE_SECONDS, TakenTask, find_taken_task, take_next
-from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.task import Attempt, Priority, Status, Task, TaskRequest, make_request, parse_task_id
-from bitinglip.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, TaskNotFoundError
+from bitinglip.errors import ConfigurationError, TaskNotFoundError
 from bitinglip.lifecycle.cancel import cancel
 from bitinglip.lifecycle.explain import Explanation, explain_task
-from bitinglip.lifecycle.feasible import FRESH_SECONDS
-from bitinglip.lifecycle.fleet import look_at_fleet
 from bitinglip.lifecycle.quote import Quote, quote_request
 from bitinglip.lifecycle.submit import submit_tasks
-from bitinglip.registry.locate import BUNDLED, find_folder, locate_model
-from bitinglip.settings import DispatchSettings, ServerSettings, ServerUrls, TaskSettings, load_settings
+from bitinglip.settings import (
+    ArtifactSettings,
+    DispatchSettings,
+    ServerSettings,
+    ServerUrls,
+    TaskSettings,
+    load_settings,
+)
 from bitinglip.store import queries
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.tasks import Change
@@ -31,7 +35,8 @@ from bitinglip.streams.reader import connect
 from bitinglip.streams.wake import wake_worker
 from bitinglip.streams.writer import EventWriter
 
-_KNOWN_MODEL_SECONDS = 10.0
+if TYPE_CHECKING:
+    from bitinglip.artifacts.store import ArtifactStore
 
 
 class Client:
@@ -54,7 +59,7 @@ class Client:
         self._redis_url = urls.redis_url
         self.database = Database(urls.database_url, connections=connections, name="bitinglip-client")
         self._settings = load_settings(TaskSettings)
-        self._checked_models: dict[str, tuple[float, int | None]] = {}
+        self._models = KnownModels(self.database)
         self.closed = False
         self.database.check_schema()
 
@@ -67,6 +72,18 @@ class Client:
     def events(self) -> EventWriter:
         """Where transitions are announced; nobody waits for it."""
         return EventWriter(self.redis)
+
+    @cached_property
+    def artifacts(self) -> "ArtifactStore":
+        """Where the files are that tasks make and take, as the settings say.
+
+        Raises:
+            ConfigurationError: If a setting is wrong.
+        """
+        # Its libraries are not small, and most clients never need them.
+        from bitinglip.artifacts.store import open_artifacts
+
+        return open_artifacts()
 
     def submit(
         self,
@@ -150,7 +167,7 @@ class Client:
         """
         checked = list(requests)
         for request in checked:
-            self._check_model(request)
+            self._models.check(request)
         ids = submit_tasks(self.database, checked, self._settings)
         by_agent: dict[str, list[uuid.UUID]] = defaultdict(list)
         for request, task_id in zip(checked, ids, strict=True):
@@ -160,6 +177,26 @@ class Client:
         for agent_id, queued in by_agent.items():
             self.events.announce_queued(agent_id, queued)
         return [Handle(self, task_id) for task_id in ids]
+
+    def upload(self, path: Path | str) -> str:
+        """Bring a picture for tasks to start from, and return the name that their `image` takes.
+
+        Args:
+            path: A PNG, JPEG or WebP file.
+
+        Raises:
+            InvalidRequestError: If it is missing, too large or no such picture.
+            ArtifactDiskFullError: If there is no room for it.
+            ArtifactStoreTakenError: If the store is another system's.
+            ArtifactStoreError: If the store cannot be used. Try again.
+            ConfigurationError: If a setting is wrong.
+        """
+        from bitinglip.artifacts.sweep import find_owner
+        from bitinglip.artifacts.upload import upload_picture
+
+        self.artifacts.check_owner(find_owner(self.database))
+        max_bytes = load_settings(ArtifactSettings).artifact_upload_bytes
+        return upload_picture(self.artifacts, Path(path), max_bytes=max_bytes)
 
     def get(self, task_id: str | uuid.UUID) -> Task:
         """The record of a task.
@@ -218,7 +255,7 @@ class Client:
             LimitExceededError: If its agent may not ask so urgently.
             DatabaseUnreachableError: If PostgreSQL is away.
         """
-        self._check_model(request)
+        self._models.check(request)
         return quote_request(self.database, request, swap_seconds=load_settings(DispatchSettings).swap_seconds)
 
     def cancel(self, task_ids: Sequence[str | uuid.UUID]) -> list[Change]:
@@ -294,37 +331,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _check_model(self, request: TaskRequest) -> None:
-        """Refuse what can be known to fail: an unknown model, a bad folder, more tokens than the context has."""
-        if request.model is None:
-            return
-        context = self._find_context(request.model)
-        max_tokens = getattr(request.payload, "max_tokens", None)
-        asked = "max_tokens" in request.payload.model_fields_set
-        if context is not None and asked and max_tokens is not None and max_tokens >= context:
-            remedy = f"model {request.model!r} takes {context:,} tokens, prompt included; ask for fewer"
-            raise InvalidRequestError("max_tokens", max_tokens, remedy)
-
-    def _find_context(self, model: str) -> int | None:
-        """The model's context in tokens, where this machine can see it; looked up again after 10 s."""
-        known = self._checked_models.get(model)
-        if known is not None and time.monotonic() - known[0] < _KNOWN_MODEL_SECONDS:
-            return known[1]
-        if find_folder(model) is not None:
-            context = locate_model(model).context_tokens
-        elif is_hub_name(model):
-            # Whether it is here, or may be fetched, the submission finds out.
-            place = look_at_fleet(self.database, max_age_seconds=FRESH_SECONDS).places.get(model)
-            context = place.context_tokens if place is not None else None
-        else:
-            with self.database.transaction() as connection:
-                offered = queries.list_offered_models(connection)
-            if model not in offered:
-                raise ModelNotFoundError(model, sorted({*BUNDLED, *offered}))
-            context = None
-        self._checked_models[model] = (time.monotonic(), context)
-        return context
 
 
 def _choose_urls(database_url: str | None, redis_url: str | None) -> ServerUrls:

@@ -34,6 +34,9 @@ class Kind:
         timed: Whether `TASK_TIMEOUT` bounds an attempt; otherwise its engine sees to it that it goes on.
         max_attempts: Attempts that a task of it may spend; None: as the settings say.
         base_retry_seconds: Before its first retry; None: as the settings say.
+        files: The key of its result that lists the files it makes: objects with `file`, a name in the spool folder,
+            `size` and `sha256`; in the record an artifact's name takes the file's place. None: it makes none.
+        inputs: Fields of its payload that name artifacts, which its engine is given as local files.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Kind:
     timed: bool = True
     max_attempts: int | None = None
     base_retry_seconds: float | None = None
+    files: str | None = None
+    inputs: tuple[str, ...] = ()
 
     def import_engine(self) -> "Callable[..., Any]":
         """The engine's `load`; imports whatever it needs, torch included.
@@ -60,7 +65,7 @@ class Kind:
 
 TEXT = Kind("text", TextPayload, "bitinglip.engine.text:load", continues=True)
 EMBEDDING = Kind("embedding", EmbeddingPayload, "bitinglip.engine.embedding:load")
-IMAGE = Kind("image", ImagePayload, "bitinglip.engine.image:load")
+IMAGE = Kind("image", ImagePayload, "bitinglip.engine.image:load", files="images", inputs=("image",))
 ECHO = Kind("echo", EchoPayload, "bitinglip.engine.fake:load", needs_model=False)
 DOWNLOAD = Kind(
     "download",

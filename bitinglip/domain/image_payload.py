@@ -5,11 +5,17 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from bitinglip.domain.artifacts import ArtifactName
 from bitinglip.domain.payloads import CleanText, Payload
 
 MAX_PROMPT_CHARS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_STEP = 16, 4_096, 8
 """Pixels. The largest picture has 16.8 megapixels."""
+
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_INPUT_BYTES = 64_000_000
+MAX_INPUT_PIXELS = 50_000_000
+"""Of a picture to start from. Only these formats are tried, so that no other decoder is ever run."""
 
 MAX_STEPS = 500
 MAX_COUNT = 64
@@ -73,7 +79,7 @@ class ImagePayload(Payload):
         scheduler: None: the model's own.
         seed: Of the first picture; None: any, which the result tells.
         count: Pictures.
-        image: Id of the artifact to start from, in place of noise.
+        image: Name of the artifact to start from, in place of noise.
         strength: How much of that picture is redrawn, above 0 to 1; None: as the model's makers set it.
         quality: Of a format that loses some, 1 to 100.
         preview_steps: Steps from one preview to the next; 0: none.
@@ -88,7 +94,7 @@ class ImagePayload(Payload):
     scheduler: Scheduler | None = None
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
-    image: CleanText | None = Field(default=None, min_length=1, max_length=200)
+    image: ArtifactName | None = None
     strength: float | None = Field(default=None, gt=0, le=1)
     format: ImageFormat = ImageFormat.PNG
     quality: int = Field(default=90, ge=1, le=100)

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Self
 import uuid_utils.compat
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bitinglip.domain.catalogue import get_kind
+from bitinglip.domain.artifacts import find_maker
+from bitinglip.domain.catalogue import Kind, get_kind
 from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.payloads import CleanText, Payload, dump_json
 from bitinglip.errors import InvalidRequestError, TaskNotFoundError
@@ -149,9 +150,18 @@ def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> T
         checked = kind.payload.model_validate(dict(payload))
         given.setdefault("title", checked.make_title())
         given.setdefault("max_attempts", kind.max_attempts)
+        if makers := _find_makers(kind, checked):
+            # So that the files are kept until they have been used, and only the agent's own can be.
+            given["depends_on"] = list(dict.fromkeys([*given.get("depends_on", ()), *makers]))
         return TaskRequest(type=kind_name, payload=checked, **given)
     except ValidationError as exc:
         raise describe_first_error(exc) from exc
+
+
+def _find_makers(kind: Kind, payload: Payload) -> list[uuid.UUID]:
+    """The tasks that made what a task takes."""
+    names = [getattr(payload, name) for name in kind.inputs]
+    return [maker.task_id for name in names if name is not None and (maker := find_maker(name)) is not None]
 
 
 def describe_first_error(exc: ValidationError) -> InvalidRequestError:

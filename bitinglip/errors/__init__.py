@@ -8,6 +8,7 @@
     ├── NotFoundError
     │   ├── AgentNotFoundError
     │   ├── TaskNotFoundError
+    │   ├── ArtifactNotFoundError   there is no such file, or none that may be used
     │   ├── ModelNotFoundError
     │   ├── HubNotFoundError        the hub has no such model, revision or file
     │   └── WorkerNotFoundError
@@ -16,11 +17,15 @@
     ├── GatedModelError             the hub gives the model to those only whom its owners let in
     ├── ModelDamagedError           bytes differ from the manifest, again and again
     ├── DiskFullError               a node has no room for a model
+    ├── ArtifactDiskFullError       there is no room for the files that a task makes
+    ├── ArtifactDamagedError        a file has other bytes than it should
     ├── DownloadStoppedError        a download was told to stop
     ├── ServerUnreachableError
     │   ├── DatabaseUnreachableError
     │   ├── RedisUnreachableError
     │   ├── HubUnreachableError     the hub does not answer, or too slowly, or has enough for now
+    │   ├── ArtifactStoreError      the place where artifacts are kept cannot be used
+    │   │   └── ArtifactStoreTakenError  another system keeps its artifacts there
     │   ├── SystemNotRunningError
     │   └── ChildStartError         (embedded/child.py) a server or worker did not come up
     ├── SchemaVersionError          the database is older or newer than this code
@@ -39,6 +44,13 @@ An error carries data and builds its message from it: what is wrong, which value
 cross process borders as `(code, message, retryable)`, never as pickled exceptions.
 """
 
+from bitinglip.errors.artifacts import (
+    ArtifactDamagedError,
+    ArtifactDiskFullError,
+    ArtifactNotFoundError,
+    ArtifactStoreError,
+    ArtifactStoreTakenError,
+)
 from bitinglip.errors.models import (
     DiskFullError,
     DownloadStoppedError,
@@ -81,6 +93,11 @@ from bitinglip.errors.tasks import (
 
 __all__ = [
     "AgentNotFoundError",
+    "ArtifactDamagedError",
+    "ArtifactDiskFullError",
+    "ArtifactNotFoundError",
+    "ArtifactStoreError",
+    "ArtifactStoreTakenError",
     "BitingLipError",
     "ConfigurationError",
     "ConflictError",

@@ -155,8 +155,7 @@ def purge(database: Database, settings: TaskSettings) -> int:
     purged = 0
     while True:
         with database.transaction() as connection:
-            # Streams expire by themselves. Files that these tasks made are to be removed here, before the commit that
-            # forgets them: a purge that is cut off then finds them again.
+            # Streams expire by themselves, and the files that these tasks made are left for the sweep.
             batch = len(records.purge_finished(connection, days=settings.retention_days, batch=BATCH))
         purged += batch
         if batch < BATCH:

@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from bitinglip.domain.catalogue import find_kinds, get_kind
+from bitinglip.artifacts.spool import Spool
+from bitinglip.domain.artifacts import Maker
+from bitinglip.domain.catalogue import Kind, find_kinds, get_kind
 from bitinglip.engine import wire
 from bitinglip.engine.base import Begun, EngineEvent, EngineLost, Failed, Finished, Progress, PutOff, Text
 from bitinglip.engine.link import EngineLink
@@ -96,6 +98,7 @@ class TaskRunner:
         finish: Records one ending and returns its outcome; None if the attempt was no longer this worker's.
         link: The engine process.
         writer: Where events go.
+        spool: Where attempts find the files that they take, and leave those that they make.
         use_model: The folder of a model for the length of a block, or an error that says why it cannot be used. It may
             take its time, tells how far it is, and gives up when the event is set.
         doubt_model: Told that the files of a model could not be used; whether another attempt may find better ones.
@@ -111,6 +114,7 @@ class TaskRunner:
         link: EngineLink,
         writer: EventWriter,
         *,
+        spool: Spool,
         use_model: UseModel,
         doubt_model: Callable[[str], bool],
         report_load_failure: Callable[[str, str, str], str | None],
@@ -119,6 +123,7 @@ class TaskRunner:
     ) -> None:
         self._claim = claim
         self._finish = finish
+        self._spool = spool
         self._use_model = use_model
         self._doubt_model = doubt_model
         self._report_load_failure = report_load_failure
@@ -192,25 +197,47 @@ class TaskRunner:
     def _compute(
         self, attempt: RunningAttempt, task: ClaimedTask, events: AttemptEvents, made_token_ids: list[int]
     ) -> Finished | Failed | EngineLost:
-        command = wire.Run(attempt.request_id, task.type, task.model, None, task.payload, made_token_ids)
         try:
-            kind = get_kind(task.type)
-            if not kind.needs_model:
-                return self._run_engine(attempt, command, events, is_timed=kind.timed)
-            model = task.model or ""
-            with self._use_model(model, attempt.is_stopped, lambda progress: _publish(events, progress)) as folder:
-                ended = self._run_engine(attempt, replace(command, folder=folder), events, is_timed=kind.timed)
+            ended = self._use_files(get_kind(task.type), attempt, task, events, made_token_ids)
         except BitingLipError as exc:
             ended = Failed(attempt.request_id, exc.code, str(exc), retryable=exc.retryable)
         if isinstance(ended, Failed) and ended.code == InvalidModelError.code and self._doubt_model(task.model or ""):
             return replace(ended, retryable=True)
         return ended
 
-    def _run_engine(
-        self, attempt: RunningAttempt, command: wire.Run, events: AttemptEvents, *, is_timed: bool
+    def _use_files(
+        self,
+        kind: Kind,
+        attempt: RunningAttempt,
+        task: ClaimedTask,
+        events: AttemptEvents,
+        made_token_ids: list[int],
     ) -> Finished | Failed | EngineLost:
-        self._link.start(command, attempt.events.put)
-        return self._await_end(attempt, events, limit_seconds=self._limits.attempt_seconds if is_timed else math.inf)
+        """Run the engine between fetching what the task takes and storing what it made."""
+        with self._spool.open(kind, Maker(task.task_id, task.attempt), task.payload) as files:
+            spool = str(files.folder) if files.folder is not None else None
+            command = wire.Run(
+                attempt.request_id, task.type, task.model, None, task.payload, made_token_ids, dict(files.inputs), spool
+            )
+            ended = self._run_engine(kind, attempt, command, events)
+            if not isinstance(ended, Finished):
+                return ended
+            try:
+                return replace(ended, result=files.keep(ended.result))
+            except BitingLipError as exc:
+                return Failed(attempt.request_id, exc.code, str(exc), retryable=exc.retryable, usage=ended.usage)
+
+    def _run_engine(
+        self, kind: Kind, attempt: RunningAttempt, command: wire.Run, events: AttemptEvents
+    ) -> Finished | Failed | EngineLost:
+        limit_seconds = self._limits.attempt_seconds if kind.timed else math.inf
+        if not kind.needs_model:
+            self._link.start(command, attempt.events.put)
+            return self._await_end(attempt, events, limit_seconds=limit_seconds)
+        model = command.model or ""
+        with self._use_model(model, attempt.is_stopped, lambda progress: _publish(events, progress)) as folder:
+            self._link.start(replace(command, folder=folder), attempt.events.put)
+            return self._await_end(attempt, events, limit_seconds=limit_seconds)
 
     def _await_end(
         self, attempt: RunningAttempt, events: AttemptEvents, *, limit_seconds: float

@@ -6,7 +6,8 @@ from bitinglip.domain.models import is_hub_name
 from bitinglip.engine.folder import ModelFolder, inspect_folder
 from bitinglip.errors import ModelNotFoundError
 
-BUNDLED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
+_DEMO = Path(__file__).parents[1] / "demo"
+BUNDLED = {"demo": _DEMO / "model", "demo-image": _DEMO / "images" / "model"}
 """Models that come with the package, by name."""
 
 
@@ -42,7 +43,11 @@ def measure_weights(name: str) -> int | None:
     """Bytes of a model's weights as its folder has them; None if this machine has none of that name."""
     folder = find_folder(name)
     try:
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else None
+        if folder is None:
+            return None
+        # A pipeline's parts are in folders of their own.
+        pattern = "*/*.safetensors" if (folder / "model_index.json").exists() else "*.safetensors"
+        return sum(file.stat().st_size for file in folder.glob(pattern))
     except OSError:
         # Not ours to read, or deleted at this moment.
         return None

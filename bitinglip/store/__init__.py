@@ -15,6 +15,7 @@
     workers     registration, leases, rescue
     pulling     tasks that agents take themselves
     records     retry, edit, delete
+    artifacts   which files are somebody's
     recurring   which due times have been run
     reports     a day's figures by agent
     agents      weights, limits, budgets

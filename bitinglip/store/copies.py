@@ -192,12 +192,18 @@ def list_nodes(connection: Connection) -> Sequence[Row[Any]]:
 
 _KEY = text("""
 INSERT INTO cluster_keys (name, secret)
-VALUES ('peers', replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''))
+VALUES (:name, replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''))
 -- Changed to itself, so that whoever comes second is given the first one's.
 ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING secret
 """)
 
 
-def find_peer_key(connection: Connection) -> str:
-    """The secret with which nodes sign what they ask each other: 64 hex digits, made when it is first asked for."""
-    return str(connection.scalar(_KEY))
+def find_key(connection: Connection, name: str) -> str:
+    """A secret that all nodes share: 64 hex digits, made when it is first asked for.
+
+    Args:
+        connection: Where.
+        name: `peers`, with which nodes sign what they ask each other; `artifacts`, by which a store of artifacts knows
+            whose it is.
+    """
+    return str(connection.scalar(_KEY, {"name": name}))

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from bitinglip.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest revision in `migrations/versions`: the one this code was written for."""
 
 T = TypeVar("T")

@@ -211,6 +211,7 @@ workers = Table(
     Column("pulls", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("model_bytes", JSONB, nullable=False, server_default=text("'{}'")),
     Column("yields", Boolean, nullable=False, server_default=false()),
+    Column("artifact_store", Uuid),
     Column("pid", Integer, nullable=False),
     Column("version", Text, nullable=False),
     Column("started_at", TIME, nullable=False, server_default=func.now()),

@@ -33,6 +33,7 @@ class WorkerRecord:
         allowed_models: None: all.
         allowed_agents: None: all.
         pulls: Patterns of the models that may be fetched from the hub for its tasks.
+        artifact_store: Id of the store that it sees; None: its tasks make no files.
     """
 
     id: uuid.UUID
@@ -55,15 +56,16 @@ class WorkerRecord:
     allowed_models: Sequence[str] | None = None
     allowed_agents: Sequence[str] | None = None
     pulls: Sequence[str] = ()
+    artifact_store: uuid.UUID | None = None
 
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, node, pool, state, kinds, slots, gpus, models, model_bytes, engine_up,
-                     memory_limit_bytes, speed, charge, allowed_models, allowed_agents, pulls, pid, version,
-                     problem, lease_expires_at)
+                     memory_limit_bytes, speed, charge, allowed_models, allowed_agents, pulls, artifact_store, pid,
+                     version, problem, lease_expires_at)
 VALUES (:id, :name, :node, :pool, :state, :kinds, :slots, CAST(:gpus AS jsonb), :models, CAST(:model_bytes AS jsonb),
         :engine_up, :memory_limit_bytes, :speed, :charge, CAST(:allowed_models AS text[]),
-        CAST(:allowed_agents AS text[]), CAST(:pulls AS text[]), :pid, :version, :problem,
+        CAST(:allowed_agents AS text[]), CAST(:pulls AS text[]), :artifact_store, :pid, :version, :problem,
         now() + make_interval(secs => :lease_seconds))
 """)
 
@@ -91,11 +93,23 @@ def insert_worker(connection: Connection, worker: WorkerRecord, *, lease_seconds
             "allowed_models": None if worker.allowed_models is None else list(worker.allowed_models),
             "allowed_agents": None if worker.allowed_agents is None else list(worker.allowed_agents),
             "pulls": list(worker.pulls),
+            "artifact_store": worker.artifact_store,
             "pid": worker.pid,
             "version": worker.version,
             "lease_seconds": lease_seconds,
         },
     )
+
+
+_OTHER_STORES = text("""
+SELECT DISTINCT node FROM workers
+WHERE state <> 'gone' AND lease_expires_at > now() AND artifact_store <> :store_id ORDER BY node
+""")
+
+
+def list_nodes_elsewhere(connection: Connection, store_id: uuid.UUID) -> list[str]:
+    """The nodes whose live workers see another store of artifacts."""
+    return list(connection.scalars(_OTHER_STORES, {"store_id": store_id}))
 
 
 _RETIRE_NAME = text("UPDATE workers SET state = 'gone' WHERE name = :name AND state <> 'gone' RETURNING id")

@@ -33,6 +33,7 @@ class WorkerLease:
     Attributes:
         id: New at every registration.
         problem: What is wrong with it, for people.
+        artifact_store: Id of the store of artifacts that it sees; None: it needs none, or cannot say.
     """
 
     def __init__(self, name: str, spec: WorkerSpec, database: Database, settings: WorkerSettings) -> None:
@@ -43,6 +44,7 @@ class WorkerLease:
         self._own_until = math.inf
         self.id = uuid.uuid4()
         self.problem: str | None = None
+        self.artifact_store: uuid.UUID | None = None
 
     def register(self, holding: wire.Holding, *, engine_up: bool, is_draining: bool) -> None:
         """Take the name and be open for tasks, unless it is draining.
@@ -72,6 +74,7 @@ class WorkerLease:
             allowed_models=pool.models,
             allowed_agents=pool.agents,
             pulls=pool.pulls,
+            artifact_store=self.artifact_store,
         )
         began = time.monotonic()
         lease.register_worker(self._database, record, lease_seconds=self._settings.lease_seconds)

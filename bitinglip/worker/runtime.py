@@ -15,7 +15,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,9 +37,11 @@ from bitinglip.store.tasks import ClaimedTask, Doorbell, Ending
 from bitinglip.streams.wake import WakeListener
 from bitinglip.streams.writer import EventWriter
 from bitinglip.telemetry import get_logger
+from bitinglip.worker.artifacts import WorkerArtifacts
 from bitinglip.worker.gather import Gatherer
 from bitinglip.worker.hardware import GpuMemoryWatch
 from bitinglip.worker.lease import WorkerLease
+from bitinglip.worker.missed import MissedDoorbells
 from bitinglip.worker.models import ModelNotes
 from bitinglip.worker.node import NodeKeeper
 from bitinglip.worker.pools import WorkerSpec
@@ -50,19 +51,10 @@ from bitinglip.worker.stock import ModelStock, find_kind
 if TYPE_CHECKING:
     from bitinglip.registry.downloader import ModelDownloader
 
-MISSED_SECONDS = 1.0
-"""A reservation this old is run by the heartbeat if a slot is free and no doorbell has rung for as long."""
-
-LOST_SECONDS = 5.0
-"""A reservation this old is run by the heartbeat if a slot is free, even while other doorbells ring."""
-
 GATHER_SECONDS = 0.01
 """From one batch of claims, or of endings, to the next: a busy worker's echo tasks cost a fifth less CPU by it."""
 
 WATCH_SECONDS = 0.1
-
-DEAF_SECONDS = 5.0
-"""A consumer that lets the heartbeat do its work for as long is started again."""
 
 log = get_logger()
 
@@ -96,9 +88,9 @@ class WorkerRuntime:
         self._database = database
         self._writer = writer
         self._settings = worker_settings
-        self._on_deaf = on_deaf
         self._woken = threading.Event()
         self._lease = WorkerLease(name, spec, database, worker_settings)
+        self._artifacts = WorkerArtifacts(name, spec, database)
         self._wakes = WakeListener(wake_client, self._lease.id, self.beat_soon)
         node, cache = find_node_name(), ModelCache()
         shelf = ModelShelf(database, node=node, cache=cache, make_downloader=partial(_make_downloader, database))
@@ -112,8 +104,6 @@ class WorkerRuntime:
         self._hand_back_at = math.inf
         self._handing_back = threading.Event()
         self._stop = threading.Event()
-        self._rung_at = time.monotonic()
-        self._deaf_since: float | None = None
         self._engine_up = False
         self._mutex = threading.Lock()
         self._abandoned: set[Doorbell] = set()
@@ -153,6 +143,7 @@ class WorkerRuntime:
             self._endings.ask,
             self._link,
             writer,
+            spool=self._artifacts.spool,
             use_model=self._notes.use,
             doubt_model=self._notes.doubt,
             report_load_failure=self._notes.report_load_failure,
@@ -163,7 +154,7 @@ class WorkerRuntime:
                 base_retry_seconds=task_settings.base_retry_delay,
             ),
         )
-        self._missed = ThreadPoolExecutor(spec.pool.slots, thread_name_prefix="missed")
+        self._missed = MissedDoorbells(self._runner.run, slots=spec.pool.slots, on_deaf=on_deaf)
         self._heart = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
         self._watch = threading.Thread(target=self._watch_until_stopped, name="watch", daemon=True)
 
@@ -180,6 +171,7 @@ class WorkerRuntime:
             SchemaVersionError: If it is not the schema of this code.
         """
         self._database.check_schema()
+        self._lease.artifact_store = self._artifacts.prepare()
         self._register()
         self._heart.start()
         self._watch.start()
@@ -189,7 +181,7 @@ class WorkerRuntime:
 
     def run(self, doorbell: Doorbell) -> RunReport:
         """Run what a doorbell stands for; blocks until it has ended."""
-        self._rung_at = time.monotonic()
+        self._missed.note_ring()
         return NOT_OURS if self._handing_back.is_set() else self._runner.run(doorbell)
 
     def beat_soon(self) -> None:
@@ -219,7 +211,7 @@ class WorkerRuntime:
         # What the heartbeat delivered runs where Celery does not see it: the lease is kept, and the drain bounded.
         self.drain()
         self._stock.stop()
-        self._missed.shutdown(wait=True, cancel_futures=True)
+        self._missed.close()
         self._stop.set()
         self._woken.set()
         self._heart.join(timeout=5)
@@ -287,7 +279,7 @@ class WorkerRuntime:
             log.info("drained_from_afar", worker=self._name)
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            self._run_missed([task for task in idle if task.doorbell not in given_back], len(running))
+            self._missed.run([task for task in idle if task.doorbell not in given_back], len(running))
 
     def _return_or_leave(self) -> None:
         if self._lease.begin_anew():
@@ -331,25 +323,6 @@ class WorkerRuntime:
         self._lease.problem = problem
         self._draining.set()
         self._lease.give_back_reserved()
-
-    def _run_missed(self, waiting: list[HeldTask], running: int) -> None:
-        """Run what should have come by a doorbell: a slot is free, and still the bell has not rung."""
-        now = time.monotonic()
-        if self._deaf_since is not None and self._rung_at > self._deaf_since:
-            self._deaf_since = None
-        is_quiet = now - self._rung_at > MISSED_SECONDS
-        patience = MISSED_SECONDS if is_quiet else LOST_SECONDS
-        missed = [task for task in waiting if task.running or task.reserved_seconds > patience]
-        room = max(0, self._spec.pool.slots - running)
-        for task in missed[:room]:
-            log.info("doorbell_missed", task_id=str(task.doorbell.task_id))
-            self._missed.submit(self._runner.run, task.doorbell)
-        if not (missed and room and is_quiet):
-            return
-        self._deaf_since = self._deaf_since or now
-        if now - self._deaf_since > DEAF_SECONDS:
-            self._deaf_since = None
-            self._on_deaf()
 
     def _watch_until_stopped(self) -> None:
         """Keep the two deadlines that must hold even while PostgreSQL hangs, and see when the engine is up."""

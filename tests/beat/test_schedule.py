@@ -23,6 +23,7 @@ def test_the_shipped_schedule_reports_and_purges() -> None:
     schedule = read_schedule(find_schedule_file())
     assert {name: entry.chore for name, entry in schedule.items()} == {
         "report_day": Chore.REPORT_DAY,
+        "sweep_artifacts": Chore.SWEEP_ARTIFACTS,
         "purge_finished": Chore.PURGE_FINISHED,
     }
 
@@ -120,7 +121,7 @@ every = 5
     assert [problem.split("; choose")[0] for problem in problems] == [
         "recurring.a.cron is '99 9 * * *': invalid end range: 99 > 59",
         "recurring.a.timezone is 'Europe/Atlantis': no such time zone; write one such as Europe/Berlin",
-        "recurring.a.chore is 'sweep': input should be 'purge_finished' or 'report_day'",
+        "recurring.a.chore is 'sweep': input should be 'purge_finished', 'report_day' or 'sweep_artifacts'",
         "recurring.b.every is 0: input should be greater than or equal to 1",
         "recurring.c: model is None: a task of type text names a model",
         "recurring.d: temperature is 3: input should be less than or equal to 2",

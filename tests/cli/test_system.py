@@ -100,6 +100,18 @@ def test_up_answers_another_terminal_and_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("alone")
+def test_files_are_kept_in_the_folder_of_the_system(start: Start, data_dir: Path, tmp_path: Path) -> None:
+    process = start("up", "--data-dir", str(data_dir), BITINGLIP_DATA_DIR=str(tmp_path / "other"))
+    read_until(process, "ready")
+
+    assert list((data_dir / "artifacts").iterdir())
+    assert not (tmp_path / "other").exists()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_second_up_in_the_same_folder_is_refused(start: Start, data_dir: Path, run: Run) -> None:
     process, _ = start_up(start, data_dir)
     result = run("up", "--data-dir", str(data_dir))
@@ -179,6 +191,11 @@ def test_the_demo_is_right(start: Start, data_dir: Path) -> None:
     order = [item["priority"] for item in document["served"][1:]]
     assert mean_place(order, "critical") < mean_place(order, "high") < mean_place(order, "low")
     assert "the model answers: " in errors
+    assert (len(document["pictures"]), document["drawn"]) == (4, 4), document["pictures"]
+    assert document["shown"] >= 3, document["pictures"]
+    for picture in document["pictures"]:
+        assert Path(picture["place"]).is_relative_to(data_dir / "artifacts")
+        assert Path(picture["place"]).is_file()
     assert read_running(data_dir) is None
 
 

@@ -140,3 +140,48 @@ def test_one_bad_request_of_many_records_none(client: Client, database: Database
     with pytest.raises(InvalidRequestError):
         client.submit_many([good, bad])
     assert execute(database, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A folder with a pipeline that draws, as far as its index says."""
+    made = tmp_path / "pipeline"
+    (made / "unet").mkdir(parents=True)
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (made / "model_index.json").write_text(json.dumps(index))
+    (made / "unet" / "config.json").write_text("{}")
+    (made / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(make_weights())
+    return made
+
+
+def test_a_model_that_writes_is_refused_for_pictures_and_the_other_way_round(
+    client: Client, database: Database, folder: Path, pipeline: Path
+) -> None:
+    client.submit("image", model=str(pipeline), prompt="a red circle")
+
+    for model in ("demo", str(folder)):
+        with pytest.raises(InvalidRequestError, match=r"model: .* for 'text' tasks; name one for 'image' tasks"):
+            client.submit("image", model=model, prompt="a red circle")
+    with pytest.raises(InvalidRequestError, match=r"model: .* for 'image' tasks; name one for 'text' tasks"):
+        ask(client, pipeline)
+    with pytest.raises(InvalidRequestError, match=r"model: .* for 'image' tasks; name one for 'embedding' tasks"):
+        client.submit("embedding", model=str(pipeline), input=["hello"])
+    assert execute(database, "SELECT count(*) FROM tasks") == [(1,)]
+
+
+@pytest.mark.parametrize(("name", "source"), [("org/painter", "hub"), ("painter", "folder")])
+def test_what_a_registered_model_is_for_is_known(client: Client, database: Database, name: str, source: str) -> None:
+    sql = "INSERT INTO models (name, source, type, weight_bytes) VALUES (:name, :source, 'image', 5)"
+    execute(database, sql, name=name, source=source)
+
+    client.submit("image", model=name, prompt="a red circle")
+
+    with pytest.raises(InvalidRequestError, match="it is a model for 'image' tasks; name one for 'text' tasks"):
+        ask(client, name)
+
+
+def test_a_model_of_no_known_type_is_left_to_the_worker(client: Client, database: Database) -> None:
+    execute(database, "INSERT INTO models (name, weight_bytes) VALUES ('measured', 5)")
+
+    ask(client, "measured")
+    client.submit("image", model="measured", prompt="a red circle")

@@ -22,7 +22,7 @@ from bitinglip.registry.peers import server as peer_server
 from bitinglip.registry.peers.server import PeerServer
 from bitinglip.registry.peers.sources import find_shared_copy, is_signed, list_sources, make_path, sign_request
 from bitinglip.registry.transfer.source import FileSource
-from bitinglip.store.copies import Node, find_peer_key, note_copy, note_node
+from bitinglip.store.copies import Node, find_key, note_copy, note_node
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelCopy, ModelRecord, insert_entry, set_removing
 from bitinglip.telemetry import configure_logging
@@ -92,7 +92,7 @@ def register(database: Database, copy: ModelCopy) -> None:
 
 def read_key(database: Database) -> str:
     with database.transaction() as connection:
-        return find_peer_key(connection)
+        return find_key(connection, "peers")
 
 
 @contextmanager

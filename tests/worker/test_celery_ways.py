@@ -42,6 +42,19 @@ print(json.dumps([result.id, result.get(timeout=20), result.state, result.succes
     assert (task.agent_id, task.priority, task.status) == ("celery-user", "high", Status.COMPLETED)
 
 
+def test_pictures_are_asked_for_in_celerys_way(client: Client) -> None:
+    said = run_python(
+        """
+import json
+from bitinglip.tasks import generate_image
+print(json.dumps(generate_image.delay("a red circle", model="org/name", steps=7).id))
+"""
+    )
+
+    task = client.get(said)
+    assert (task.type, task.model, task.payload) == ("image", "org/name", {"prompt": "a red circle", "steps": 7})
+
+
 def test_an_async_result_raises_what_went_wrong(running: System) -> None:
     said = run_python(
         """

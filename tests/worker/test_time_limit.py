@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip.artifacts.spool import Spool
+from bitinglip.artifacts.store import ArtifactStore
 from bitinglip.domain.catalogue import find_kinds
 from bitinglip.engine import wire
 from bitinglip.engine.base import EngineEvent
@@ -60,6 +62,7 @@ def runner(
         finish,
         link,
         writer,
+        spool=Spool(tmp_path / "spool", ArtifactStore(str(tmp_path / "artifacts"))),
         use_model=lambda name, *_: nullcontext(name),
         doubt_model=lambda _: False,
         report_load_failure=lambda *_: None,

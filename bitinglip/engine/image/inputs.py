@@ -8,11 +8,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from bitinglip.domain.image_payload import INPUT_FORMATS, MAX_INPUT_BYTES, MAX_INPUT_PIXELS
 from bitinglip.errors import InvalidRequestError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_FILE_BYTES = 64_000_000
-MAX_PIXELS = 50_000_000
+_FORMATS = f"{', '.join(INPUT_FORMATS[:-1])} or {INPUT_FORMATS[-1]}"
 
 
 def open_input(path: Path) -> Image.Image:
@@ -26,18 +25,18 @@ def open_input(path: Path) -> Image.Image:
     """
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _refuse(f"it has {size:,} bytes; at most {MAX_FILE_BYTES:,}")
-        with Image.open(path, formats=FORMATS) as picture:
+        if size > MAX_INPUT_BYTES:
+            raise _refuse(f"it has {size:,} bytes; at most {MAX_INPUT_BYTES:,}")
+        with Image.open(path, formats=INPUT_FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise _refuse(f"it is {width:,} x {height:,}; at most {MAX_PIXELS:,} pixels")
+            if width * height > MAX_INPUT_PIXELS:
+                raise _refuse(f"it is {width:,} x {height:,}; at most {MAX_INPUT_PIXELS:,} pixels")
             picture.load()
             return _flatten(ImageOps.exif_transpose(picture))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise _refuse(f"it is larger than {MAX_PIXELS:,} pixels") from exc
+        raise _refuse(f"it is larger than {MAX_INPUT_PIXELS:,} pixels") from exc
     except (OSError, ValueError, SyntaxError) as exc:
-        raise _refuse(f"it cannot be read ({exc}); send a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from exc
+        raise _refuse(f"it cannot be read ({exc}); send a whole {_FORMATS}") from exc
 
 
 def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:

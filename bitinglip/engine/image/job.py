@@ -66,17 +66,20 @@ class Job:
     def report(self, step: int, steps: int, rows: int, preview: str | None) -> Progress:
         """How far it is, while so many of its pictures are at one step.
 
+        The detail has also how many pictures are done, are being drawn, and were asked for.
+
         Args:
             step: Of the batch, counted from 1.
             steps: Of the batch in all.
             rows: Its pictures in the batch.
             preview: A JPEG in base64.
         """
-        detail: JsonObject = {"step": step, "steps": steps}
+        count = self.payload.count
+        detail: JsonObject = {"step": step, "steps": steps, "done": len(self.images), "drawing": rows, "count": count}
         if preview is not None:
             detail["preview"] = preview
         drawn = len(self.images) + rows * min(1.0, step / steps)
-        return Progress(self.id, drawn / self.payload.count, detail)
+        return Progress(self.id, drawn / count, detail)
 
     def finish(self, model: str, steps: int) -> Finished:
         """Return the event that ends it with its pictures.

@@ -32,7 +32,7 @@ from bitinglip.domain.models import CopyState, ModelFile, ModelSource, ModelStat
 from bitinglip.errors import BitingLipError
 from bitinglip.registry.cache import ModelCache
 from bitinglip.registry.peers.sources import is_signed
-from bitinglip.store.copies import find_peer_key
+from bitinglip.store.copies import find_key
 from bitinglip.store.database import Database
 from bitinglip.store.entries import ModelEntry, list_entries
 from bitinglip.telemetry import get_logger
@@ -84,7 +84,7 @@ class PeerServer:
 
     def __init__(self, database: Database, *, node: str, cache: ModelCache, host: str, port: int) -> None:
         with database.transaction() as connection:
-            key = find_peer_key(connection)
+            key = find_key(connection, "peers")
         self._listener = _Listener(host, port, _Shelf(database, node, cache), key)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._listener.server_address[1]}"

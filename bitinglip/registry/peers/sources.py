@@ -32,7 +32,7 @@ from bitinglip.domain.models import ModelFile
 from bitinglip.errors import HubNotFoundError, HubUnreachableError
 from bitinglip.registry.transfer.source import FileSource, FileStream
 from bitinglip.settings import ModelSettings, load_settings
-from bitinglip.store.copies import find_peer_key, list_peers
+from bitinglip.store.copies import find_key, list_peers
 from bitinglip.store.database import Database
 
 SIGNED_SECONDS = 60
@@ -67,7 +67,7 @@ def list_sources(
     """
     with database.transaction() as connection:
         peers = [row for row in list_peers(connection, name, commit, node) if row.peer_url and row.store_id != store_id]
-        key = find_peer_key(connection) if peers else ""
+        key = find_key(connection, "peers") if peers else ""
     stall_seconds = load_settings(ModelSettings).download_stall_seconds
     sources: list[FileSource] = [
         PeerSource(row.name, row.peer_url, key, name, commit, stall_seconds=stall_seconds) for row in peers

@@ -11,10 +11,13 @@ import pytest
 from image_driver import ImageDriver
 from PIL import Image
 
-from bitinglip.engine.image.inputs import MAX_FILE_BYTES, MAX_PIXELS, open_input
+from bitinglip.domain.image_payload import MAX_INPUT_BYTES, MAX_INPUT_PIXELS
+from bitinglip.engine.image.inputs import open_input
 from bitinglip.errors import InvalidRequestError
 
 Drive = Callable[..., ImageDriver]
+
+NAME = f"uploads/{'0' * 32}.png"
 
 
 def make_png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -57,7 +60,7 @@ def test_a_bomb_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "bomb.png"
     file.write_bytes(make_png(8_000, 8_000, b"\0" * (8_000 * 3 + 1) * 100))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert MAX_PIXELS < 8_000 * 8_000
+    assert MAX_INPUT_PIXELS < 8_000 * 8_000
     with pytest.raises(InvalidRequestError, match="at most"):
         open_input(file)
 
@@ -66,7 +69,7 @@ def test_a_file_too_large_is_not_opened(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     with file.open("wb") as stream:
         stream.write(make_png(8, 8))
-        stream.truncate(MAX_FILE_BYTES + 1)
+        stream.truncate(MAX_INPUT_BYTES + 1)
     with pytest.raises(InvalidRequestError, match="bytes; at most"):
         open_input(file)
 
@@ -114,7 +117,7 @@ def halves(tmp_path: Path) -> str:
 def test_a_picture_is_drawn_over_as_much_as_asked(drive: Drive, halves: str, family: str) -> None:
     driver = drive(family)
     drawn = [
-        driver.draw(image="a", inputs={"image": halves}, prompt="a tree", steps=8, strength=strength, seed=seed)
+        driver.draw(image=NAME, inputs={"image": halves}, prompt="a tree", steps=8, strength=strength, seed=seed)
         for strength, seed in ((0.25, 1), (1.0, 2), (1.0, 3))
     ]
     assert [driver.result(f"alone-{number}")["steps"] for number in range(3)] == [2, 8, 8]
@@ -127,11 +130,11 @@ def test_rows_that_start_from_pictures_equal_themselves_alone(drive: Drive, halv
     Image.new("RGB", (64, 64), "green").save(other)
     files = {1: halves, 2: other}
     for seed, file in files.items():
-        driver.add(str(seed), image="a", inputs={"image": file}, seed=seed, prompt="a tree", strength=0.5)
+        driver.add(str(seed), image=NAME, inputs={"image": file}, seed=seed, prompt="a tree", strength=0.5)
     driver.run()
     assert driver.pipeline.batches == [[1, 2]]
     for seed, file in files.items():
-        alone = drive().draw(image="a", inputs={"image": file}, seed=seed, prompt="a tree", strength=0.5)
+        alone = drive().draw(image=NAME, inputs={"image": file}, seed=seed, prompt="a tree", strength=0.5)
         assert abs(driver.pipeline.pixels[seed] - alone).max() <= 1e-5
 
 
@@ -139,7 +142,7 @@ def test_the_shape_is_the_pictures_and_no_larger_than_the_models(drive: Drive, t
     file = tmp_path / "wide.png"
     Image.new("RGB", (400, 100)).save(file)
     driver = drive()
-    driver.add("a", image="a", inputs={"image": str(file)}, width=None, height=None, strength=0.5)
+    driver.add("a", image=NAME, inputs={"image": str(file)}, width=None, height=None, strength=0.5)
     driver.run()
     image = driver.result("a")["images"][0]
     assert (image["width"], image["height"]) == (64, 16)
@@ -148,7 +151,7 @@ def test_the_shape_is_the_pictures_and_no_larger_than_the_models(drive: Drive, t
 def test_a_strength_that_was_not_chosen_must_leave_a_step_as_well(drive: Drive, halves: str) -> None:
     driver = drive()
     assert driver.pipeline.default_strength < 1
-    driver.add("a", image="a", inputs={"image": halves}, steps=1)
+    driver.add("a", image=NAME, inputs={"image": halves}, steps=1)
     driver.step()
     assert driver.failure("a").code == "invalid_request"
     assert "of 1 steps it leaves none" in driver.failure("a").message
@@ -159,7 +162,7 @@ def test_a_bomb_fails_its_request_alone(drive: Drive, tmp_path: Path) -> None:
     file = tmp_path / "bomb.png"
     file.write_bytes(make_png(60_000, 60_000))
     driver = drive()
-    driver.add("bomb", image="a", inputs={"image": str(file)}, strength=0.5)
+    driver.add("bomb", image=NAME, inputs={"image": str(file)}, strength=0.5)
     driver.add("good", seed=1)
     driver.run()
     assert driver.failure("bomb").code == "invalid_request"

@@ -21,7 +21,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_models import make_tokenizer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,6 +29,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from tests.engine.tiny_models import make_tokenizer
 
 PROMPT_TOKENS = 32
 VOCABULARY = 272

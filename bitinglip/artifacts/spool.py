@@ -1,0 +1,121 @@
+"""The files of a worker's attempts: what they take is fetched, what they make is stored, and nothing stays behind.
+
+Invariant: a file is in the store, whole, before the record names it. What an attempt stored and no record came to name
+is left for the sweep: an ending that seems refused may have been recorded, its answer lost.
+"""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitinglip.artifacts.store import ArtifactStore
+from bitinglip.domain.artifacts import Maker, make_name
+from bitinglip.domain.catalogue import Kind
+from bitinglip.errors import ArtifactDiskFullError
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFiles:
+    """What one attempt takes and makes.
+
+    Attributes:
+        inputs: Local files by the payload's field that names them.
+        folder: For what the engine makes; None: its kind makes no files.
+    """
+
+    inputs: Mapping[str, str]
+    folder: Path | None
+    _kind: Kind
+    _maker: Maker
+    _store: ArtifactStore
+
+    def keep(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Store what the attempt has made, and return its result with the artifacts' names.
+
+        Raises:
+            ArtifactDamagedError: If a file is not as its engine said.
+            ArtifactDiskFullError: If there is no room. What was stored before is left for the sweep.
+            ArtifactStoreError: If the store cannot be used. What was stored before is left for the sweep.
+        """
+        if self._kind.files is None or self.folder is None:
+            return result
+        kept = []
+        for index, entry in enumerate(result[self._kind.files]):
+            made = self.folder / Path(entry["file"]).name
+            name = make_name(self._maker, index, made.suffix.removeprefix("."))
+            self._store.put(made, name, size=entry["size"], sha256=entry["sha256"])
+            kept.append({"artifact": name} | {key: value for key, value in entry.items() if key != "file"})
+        return {**result, self._kind.files: kept}
+
+
+class Spool:
+    """A folder of a worker's own on its node.
+
+    Args:
+        folder: Nobody else's, and no other worker's.
+        store: From where inputs come and to where files go.
+
+    Attributes:
+        owner: What the system is known by in the store; None: the store has been looked at, or need not be.
+    """
+
+    def __init__(self, folder: Path, store: ArtifactStore) -> None:
+        self._folder = folder
+        self._store = store
+        self.owner: str | None = None
+
+    def clear(self) -> None:
+        """Delete what a killed worker of the same name left."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def open(self, kind: Kind, maker: Maker, payload: Mapping[str, Any]) -> Iterator[AttemptFiles]:
+        """What an attempt takes, and a folder for what it makes, for the length of a block.
+
+        Args:
+            kind: Of the task.
+            maker: The attempt.
+            payload: Of the task.
+
+        Raises:
+            ArtifactNotFoundError: If what it takes is not there.
+            ArtifactDiskFullError: If there is no room for what it may make.
+            ArtifactStoreTakenError: If the store is another system's.
+            ArtifactStoreError: If the store cannot be used.
+        """
+        names = {name: payload[name] for name in kind.inputs if payload.get(name) is not None}
+        if kind.files is None and not names:
+            yield AttemptFiles({}, None, kind, maker, self._store)
+            return
+        if kind.files is not None:
+            self._check_store()
+        folder = self._make_folder(maker)
+        try:
+            inputs = {name: self._fetch(artifact, folder / f"input-{name}") for name, artifact in names.items()}
+            yield AttemptFiles(inputs, None if kind.files is None else folder, kind, maker, self._store)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_store(self) -> None:
+        if self.owner is not None:
+            self._store.check_owner(self.owner)
+            self.owner = None
+        self._store.check_room()
+
+    def _make_folder(self, maker: Maker) -> Path:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=f"{maker.task_id}-{maker.attempt}-", dir=self._folder))
+        except OSError as exc:
+            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise ArtifactDiskFullError(str(self._folder), free_bytes=0, spare_bytes=0) from exc
+
+    def _fetch(self, name: str, target: Path) -> str:
+        self._store.fetch(name, target)
+        return str(target)
