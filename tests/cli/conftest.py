@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 from bitinglip.cli.root import cli
+from bitinglip.client import Client
 from bitinglip.registry.cache import ModelCache
 from bitinglip.store.database import Database
 from tests.conftest import REPOSITORY, System, forget_settings, wait_for_workers
+from tests.drawn import Artist
 from tests.hub import LocalHub
 from tests.registry.kept import NODE, make_model, write_files
 
@@ -65,6 +67,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def artist(client: Client, database: Database, tmp_path: Path) -> Artist:
+    """Does image tasks without an engine."""
+    return Artist(database, tmp_path)
 
 
 @pytest.fixture

@@ -15,11 +15,6 @@ from tests.drawn import Artist
 from tests.factories import finish
 
 
-@pytest.fixture
-def artist(database: Database, tmp_path: Path) -> Artist:
-    return Artist(database, tmp_path)
-
-
 @pytest.mark.parametrize("wish", WISHES)
 def test_a_picture_of_what_was_asked_for_is_right(client: Client, artist: Artist, wish: tuple[str, str, str]) -> None:
     drawn = Image.fromarray(draw(Scene(*wish), Random(1)))
