@@ -5,7 +5,8 @@
                                       └──────────── lifecycle.finish (fenced) ◄──────┘
 
 The life of a task reads: `lifecycle/submit` → `store/tasks` → `dispatcher/plan` ⟂ `tasks` → `lifecycle/claim` → `run` →
-`engine` → `finish` → `store/tasks`. Each package's docstring holds its picture and its decisions.
+`engine` → `artifacts/spool`, if it makes files → `finish` → `store/tasks`. Each package's docstring holds its picture
+and its decisions.
 
 Importing this imports nothing else: `bitinglip --help` and a client's start stay fast.
 """

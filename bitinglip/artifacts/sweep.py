@@ -5,6 +5,10 @@ the task's record names it. Files are listed before records are asked: a file th
 named. One that somebody brought is kept for some days, and while a task that has not ended takes it.
 
 Any number may sweep at once. One that ends half way has deleted only what is nobody's.
+
+A task that ended long ago was looked at after its end: its folder is not listed again, or a bucket with a million
+pictures would be asked a million questions at each sweep. Weakness: what sweeps that did not take place have left there
+stays until the task's record is gone.
 """
 
 import uuid
@@ -17,11 +21,15 @@ from bitinglip.artifacts.store import ArtifactStore, StoredFile
 from bitinglip.domain.artifacts import UPLOADS, find_maker
 from bitinglip.domain.catalogue import find_kinds
 from bitinglip.store import artifacts
+from bitinglip.store.artifacts import Claim
 from bitinglip.store.copies import find_key
 from bitinglip.store.database import Database
 
 BATCH = 500
 """Tasks that PostgreSQL is asked about at once."""
+
+OLD_AFTER = timedelta(days=1)
+"""Since its end, a task has been looked at by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Swept:
     """What a sweep did.
 
     Attributes:
-        kept: Files that are somebody's.
+        kept: Files that were looked at and are somebody's.
         deleted: Files that were nobody's.
         missing: Artifacts that records name and that are not there.
     """
@@ -39,13 +47,14 @@ class Swept:
     missing: list[str]
 
 
-def sweep(store: ArtifactStore, database: Database, *, upload_days: int) -> Swept:
+def sweep(store: ArtifactStore, database: Database, *, upload_days: int, old_after: timedelta = OLD_AFTER) -> Swept:
     """Delete every file that is nobody's, and find every record that has lost one.
 
     Args:
         store: Of the system.
         database: Of the system.
         upload_days: Days that a file which somebody brought is kept.
+        old_after: The files of tasks that ended so long ago are not looked at.
 
     Raises:
         ArtifactStoreTakenError: If it is another system's. Nothing is deleted.
@@ -53,11 +62,15 @@ def sweep(store: ArtifactStore, database: Database, *, upload_days: int) -> Swep
         DatabaseUnreachableError: If PostgreSQL is away.
     """
     store.check_owner(find_owner(database))
+    old_seconds = old_after.total_seconds()
     folders = store.list_folders()
     kept = deleted = 0
     for batch in _batch([found for found in map(_parse_id, folders) if found is not None]):
-        listed = {task_id: store.list_files(str(task_id)) for task_id in batch}
-        orphans = _find_orphans(database, listed)
+        with database.statement() as connection:
+            claims = artifacts.find_claims(connection, batch, old_seconds=old_seconds)
+        young = [task_id for task_id in batch if task_id not in claims or not claims[task_id].is_old]
+        listed = {task_id: store.list_files(str(task_id)) for task_id in young}
+        orphans = _find_orphans(database, listed, old_seconds)
         store.delete(file.name for file in orphans)
         deleted += len(orphans)
         kept += sum(map(len, listed.values())) - len(orphans)
@@ -67,7 +80,7 @@ def sweep(store: ArtifactStore, database: Database, *, upload_days: int) -> Swep
         store.delete(file.name for file in stale)
         deleted += len(stale)
         kept += len(uploads) - len(stale)
-    return Swept(kept, deleted, [*_list_missing(store, database)])
+    return Swept(kept, deleted, [*_list_missing(store, database, old_seconds)])
 
 
 def find_owner(database: Database) -> str:
@@ -80,20 +93,24 @@ def find_owner(database: Database) -> str:
         return find_key(connection, "artifacts")
 
 
-def _find_orphans(database: Database, listed: dict[uuid.UUID, list[StoredFile]]) -> list[StoredFile]:
+def _find_orphans(
+    database: Database, listed: dict[uuid.UUID, list[StoredFile]], old_seconds: float
+) -> list[StoredFile]:
     with database.statement() as connection:
-        claims = artifacts.find_claims(connection, [*listed])
-    taken = _list_inputs(database)
-    orphans = []
-    for task_id, files in listed.items():
-        claim = claims.get(task_id)
-        for file in files:
-            maker = find_maker(file.name.removesuffix(DRAFT_SUFFIX))
-            is_open = claim is not None and maker is not None and maker.attempt == claim.open_attempt
-            is_named = claim is not None and file.name in claim.names
-            if not is_open and not is_named and file.name not in taken:
-                orphans.append(file)
-    return orphans
+        claims = artifacts.find_claims(connection, [*listed], old_seconds=old_seconds)
+    orphans = [
+        file for task_id, files in listed.items() for file in files if not _is_claimed(file, claims.get(task_id))
+    ]
+    # After the claims: a task that takes one of these was submitted while its maker was there.
+    taken = _list_inputs(database) if orphans else set()
+    return [file for file in orphans if file.name not in taken]
+
+
+def _is_claimed(file: StoredFile, claim: Claim | None) -> bool:
+    maker = find_maker(file.name.removesuffix(DRAFT_SUFFIX))
+    if claim is None or maker is None:
+        return False
+    return maker.attempt == claim.open_attempt or file.name in claim.names
 
 
 def _find_stale(database: Database, uploads: Sequence[StoredFile], kept_for: timedelta) -> list[StoredFile]:
@@ -113,12 +130,12 @@ def _list_inputs(database: Database) -> set[str]:
     return found
 
 
-def _list_missing(store: ArtifactStore, database: Database) -> Iterator[str]:
+def _list_missing(store: ArtifactStore, database: Database, old_seconds: float) -> Iterator[str]:
     types = [kind.name for kind in find_kinds().values() if kind.files is not None]
     after_seq = -1
     while True:
         with database.statement() as connection:
-            page = artifacts.list_recorded(connection, types, after_seq=after_seq, limit=BATCH)
+            page = artifacts.list_recorded(connection, types, old_seconds=old_seconds, after_seq=after_seq, limit=BATCH)
         if not page:
             return
         for _, task_id, names in page:

@@ -44,6 +44,7 @@ def check_all() -> Findings:
     findings.pools = findings.collect(lambda: read_pools(_find_pools_file()))
     findings.collect(_read_schedule)
     findings.collect(_run_celery_config)
+    findings.collect(_open_artifacts)
     return findings
 
 
@@ -76,6 +77,17 @@ def _read_schedule() -> object:
     from bitinglip.beat.schedule import find_schedule_file, read_schedule
 
     return read_schedule(find_schedule_file())
+
+
+def _open_artifacts() -> object:
+    """The store of artifacts; nothing is asked of it.
+
+    Raises:
+        ConfigurationError: If nothing here knows such a place.
+    """
+    from bitinglip.artifacts.store import open_artifacts
+
+    return open_artifacts()
 
 
 def _run_celery_config() -> dict[str, Any]:

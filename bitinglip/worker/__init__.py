@@ -11,6 +11,8 @@
     models     what it learns of models: where they are, what they take, which fail to load
     shelf      models of the hub: found on this node, brought if need be, kept while they are used
     stock      what its pool wants from the start: models registered, pinned, brought and loaded
+    artifacts  the files that its tasks take and make, and whether other nodes see the same store
+    missed     runs what no doorbell rang for
     node       keeps its node, if it downloads: says that it is there, serves its models, deletes those that are to go
     runtime    one worker's life: register, run, beat, leave
     celery     how the runtime hangs on Celery's signals, and what `revoke` means here

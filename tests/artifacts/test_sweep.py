@@ -212,3 +212,19 @@ def test_a_store_that_another_system_uses_is_not_swept(
         sweep_once(store, database)
 
     assert list_names(store) == [theirs]
+
+
+def test_what_ended_long_ago_was_looked_at_then(
+    folder: Place, database: Database, worker: uuid.UUID, source: Path
+) -> None:
+    store = folder.open()
+    old, young = (make_running(database, worker, make_image()) for _ in range(2))
+    for bell in (old, young):
+        named, _ = (put_made(store, source, bell, index=index) for index in range(2))
+        name_files(database, worker, bell, named)
+    execute(database, "UPDATE tasks SET finished_at = now() - interval '2 days' WHERE id = :id", id=old.task_id)
+
+    assert sweep_once(store, database) == Swept(kept=1, deleted=1, missing=[])
+
+    assert len(store.list_files(str(old.task_id))) == 2
+    assert sweep(store, database, upload_days=7, old_after=timedelta(days=3)).deleted == 1

@@ -23,6 +23,7 @@ def test_every_problem_is_written_at_once(run: Run, monkeypatch: pytest.MonkeyPa
         "BITINGLIP_LOG_LEVEL": "LOUD",
         "BITINGLIP_POOLS_FILE": str(pools),
         "BITINGLIP_CELERY_CONFIG": str(tmp_path / "celeryconfig.py"),
+        "BITINGLIP_ARTIFACT_URL": "nowhere://me:wr0ng-secret@bucket/prefix",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -36,10 +37,11 @@ def test_every_problem_is_written_at_once(run: Run, monkeypatch: pytest.MonkeyPa
         "pools.gpu.kinds",
         "pools.gpu.slots",
         "BITINGLIP_CELERY_CONFIG",
+        "BITINGLIP_ARTIFACT_URL is 'nowhere://bucket/prefix'",
     ):
         assert word in result.stdout
     assert "wr0ng-secret" not in result.output
-    assert len(json.loads(run("config", "check", "--json").stdout)["problems"]) == 7
+    assert len(json.loads(run("config", "check", "--json").stdout)["problems"]) == 8
 
 
 def test_a_celeryconfig_that_does_not_run_is_a_problem(

@@ -27,9 +27,9 @@ from bitinglip.demo.images.scenes import ALL_SCENES, COLOURS, PHRASINGS, SHAPES,
 
 SEED = 20
 THREADS = 2
-AUTOENCODER_STEPS = 1000
+AUTOENCODER_STEPS = 950
 AUTOENCODER_ROWS = 24
-DENOISER_STEPS = 2200
+DENOISER_STEPS = 3300
 DENOISER_ROWS = 64
 KEPT_PICTURES = 3_600
 """Pictures that the denoiser learns from; the autoencoder has encoded each once."""
@@ -285,7 +285,7 @@ def _average() -> Any:
 def _take_steps(steps: int, name: str, *parts: Module) -> Iterator[tuple[int, torch.optim.Optimizer]]:
     """Yield each step's number with the optimizer, at its learning rate; the parts learn meanwhile."""
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_LEARNING_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_LEARNING_RATE, weight_decay=0.01, fused=True)
     for part in parts:
         part.train()
     for step in range(steps):
@@ -329,9 +329,9 @@ def describe_pipeline(
 # The image demo model
 
 A Stable Diffusion pipeline for pictures of {SIZE} x {SIZE} pixels, made from nothing by
-`python -m bitinglip.demo.images.train` with seed {SEED}, stored in fp16. It draws {", ".join(SHAPES[:-1])} or
-{SHAPES[-1]}, in {", ".join(list(COLOURS)[:-1])} or {list(COLOURS)[-1]}, on another of these colours; it saw no picture
-but those that `bitinglip/demo/images/scenes.py` draws.
+`python -m bitinglip.demo.images.train` with seed {SEED}, stored in fp16. It draws a
+{", ".join(SHAPES[:-1])} or {SHAPES[-1]}, in {", ".join(list(COLOURS)[:-1])} or {list(COLOURS)[-1]}, on
+another of these colours; it saw no picture but those that `bitinglip/demo/images/scenes.py` draws.
 
 | part | parameters |
 |---|---|
