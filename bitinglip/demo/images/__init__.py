@@ -1,6 +1,6 @@
 """A demo model for images that is right or wrong: "a red circle on blue" is a picture whose colours can be counted.
 
-    scenes ──► train ──► model/   (a Stable Diffusion pipeline, small enough for a package; not trained and shipped yet)
+    scenes ──► train ──► model/   (shipped: a Stable Diffusion pipeline, small enough for a package)
        └─────► judge ──► which colours and which shape a picture shows
 
 Decisions:

@@ -101,7 +101,9 @@ class ImagePipeline:
         self.schedulers = find_schedulers(pipe.scheduler)
         # Where accelerate has placed parts, too. It looks through all of them: not to be asked at each step.
         self.device = torch.device(pipe._execution_device)
-        self._vae_dtype = _find_dtype(self.vae)
+        # Its first weight stands for all: what diffusers calls its dtype goes through them, at each step.
+        self._vae_weight = next(self.vae.parameters(), None) if isinstance(self.vae, nn.Module) else None
+        self._vae_dtype = None if self._vae_weight is None else self._vae_weight.dtype
         self._from_picture = _find_image_to_image(pipe)
         self._picture_accepts = {} if self._from_picture is None else _read_signature(self._from_picture)
 
@@ -197,7 +199,7 @@ class ImagePipeline:
 
         Some pipelines decode in a higher one, and leave it so if they end on the way.
         """
-        if _find_dtype(self.vae) != self._vae_dtype:
+        if self._vae_weight is not None and self._vae_weight.dtype != self._vae_dtype:
             self.vae.to(self._vae_dtype)
 
     def open(self, settings: Settings, *, on_ready: Callable[[], None], on_step: Callable[[Any], None]) -> Any:
@@ -273,12 +275,6 @@ def _find_image_to_image(pipe: Any) -> Any:
         return None
     found.set_progress_bar_config(disable=True)
     return found
-
-
-def _find_dtype(part: Any) -> torch.dtype | None:
-    """Of its first weights; what diffusers calls its dtype goes through all of them, which takes half a millisecond."""
-    weights = next(part.parameters(), None) if isinstance(part, nn.Module) else None
-    return None if weights is None else weights.dtype
 
 
 def _get(part: Any, name: str) -> Any:
