@@ -12,6 +12,7 @@ from bitinglip.cli.pictures import locate_pictures
 from bitinglip.cli.preview import DrawingView
 from bitinglip.cli.progress import ProgressLine
 from bitinglip.client import Client, Handle
+from bitinglip.client.pictures import makes_pictures
 from bitinglip.domain.task import Status, Task
 from bitinglip.errors import TaskEndedError
 from bitinglip.store.queries import list_workers
@@ -99,12 +100,6 @@ def write_result(task: Task) -> None:
             click.echo(place)
     else:
         write_json(result)
-
-
-def makes_pictures(task: Task) -> bool:
-    """Whether pictures are what a completed task has made."""
-    images = (task.result or {}).get("images")
-    return isinstance(images, list) and all(isinstance(image, dict) and "artifact" in image for image in images)
 
 
 def dump_task(task: Task) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from bitinglip.domain.catalogue import IMAGE
 from bitinglip.domain.task import Task
 from bitinglip.errors import ArtifactDamagedError, InvalidRequestError
 
@@ -45,15 +46,20 @@ def save_pictures(store: "ArtifactStore", task: Task, folder: Path) -> list[Path
 
 
 def list_pictures(task: Task) -> list[dict[str, Any]]:
-    """What a completed task's record says of its pictures, in their order.
+    """What a task's record says of its pictures, in their order; none before it has completed.
 
     Raises:
         InvalidRequestError: If it makes none.
     """
-    images = (task.result or {}).get("images")
-    if not isinstance(images, list):
+    if not makes_pictures(task):
         raise InvalidRequestError("task", str(task.id), f"a task of type {task.type!r} makes no pictures")
+    images: list[dict[str, Any]] = (task.result or {}).get(IMAGE.files or "", [])
     return images
+
+
+def makes_pictures(task: Task) -> bool:
+    """Whether pictures are what a task makes; what others say of theirs in a result is not to be believed."""
+    return task.type == IMAGE.name
 
 
 def make_slug(title: str) -> str:

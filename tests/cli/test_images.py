@@ -19,6 +19,7 @@ from bitinglip.client import Client
 from bitinglip.demo.images.judge import judge
 from bitinglip.demo.images.scenes import Scene
 from bitinglip.domain.artifacts import make_upload_name
+from bitinglip.errors import InvalidRequestError
 from bitinglip.store.database import Database
 from bitinglip.store.queries import list_tasks
 from bitinglip.streams.events import EventName
@@ -26,7 +27,7 @@ from bitinglip.streams.writer import AttemptEvents
 from tests.cli.conftest import Run, Start, read_lines
 from tests.conftest import System, wait_for_workers
 from tests.drawn import Artist
-from tests.factories import execute, finish
+from tests.factories import execute, finish, make_running, make_worker
 
 CIRCLE = ("submit", "image", "a red circle", "--model", "painter")
 
@@ -337,3 +338,17 @@ def test_the_demo_model_draws_what_is_asked_for(
     with Image.open(result.stdout.strip()) as picture:
         seen = judge(np.asarray(picture.convert("RGB")))
     assert seen.has_colours_of(Scene("circle", "red", "blue"))
+
+
+def test_what_other_tasks_say_of_pictures_is_only_shown(run: Run, client: Client, database: Database) -> None:
+    worker = make_worker(database)
+    doorbell = make_running(database, worker)
+    forged = {"images": [{"artifact": "../../etc/passwd"}]}
+    assert finish(database, worker, doorbell, result=forged)
+
+    shown = run("task", "show", str(doorbell.task_id))
+
+    assert shown.exit_code == 0
+    assert '"../../etc/passwd"' in shown.stdout
+    with pytest.raises(InvalidRequestError, match="makes no pictures"):
+        client.handle(doorbell.task_id).save_images("/nowhere")
