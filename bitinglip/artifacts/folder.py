@@ -1,6 +1,7 @@
 """Files in folders of this machine: whole or not at all under their names, for this user only, and on the disk."""
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-DRAFT_SUFFIX = ".part"
+_DRAFT = re.compile(r"\.[0-9a-f]{32}\.part")
 
 _TRIES = 100
 _PAUSE_SECONDS = 0.002
@@ -17,7 +18,7 @@ _PAUSE_SECONDS = 0.002
 @contextmanager
 def write_file(final: Path) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends well, and is gone when it does not."""
-    draft = final.with_name(final.name + DRAFT_SUFFIX)
+    draft = _name_draft(final)
     try:
         with _create(draft) as file:
             yield file
@@ -31,7 +32,7 @@ def write_file(final: Path) -> Iterator[BinaryIO]:
 
 def write_once(final: Path, content: bytes) -> None:
     """Write a small file, unless there is one: of those who do so at once, the first one's stays."""
-    draft = final.with_name(f"{final.name}.{uuid.uuid4().hex}{DRAFT_SUFFIX}")
+    draft = _name_draft(final)
     try:
         with _create(draft) as file:
             file.write(content)
@@ -42,6 +43,11 @@ def write_once(final: Path, content: bytes) -> None:
         with suppress(OSError):
             draft.unlink()
     _sync_name(final)
+
+
+def strip_draft(name: str) -> str:
+    """The name that a file has or, if it is a draft, was to have."""
+    return _DRAFT.sub("", name)
 
 
 def make_folder(folder: Path) -> None:
@@ -64,13 +70,18 @@ def delete_file(file: Path) -> None:
         file.parent.rmdir()
 
 
+def _name_draft(final: Path) -> Path:
+    """Of its own for each who writes: two may bring the same file at once."""
+    return final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
+
+
 def _create(file: Path) -> BinaryIO:
     make_folder(file.parent.parent)
     for _ in range(_TRIES):
         # Whoever deletes a folder's last file takes the folder away, even one that was made just now.
         file.parent.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+            return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         time.sleep(_PAUSE_SECONDS)
     raise FileNotFoundError(str(file))
 

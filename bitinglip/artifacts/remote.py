@@ -16,7 +16,7 @@ PART_BYTES = 8 << 20
 
 CONNECT_SECONDS, READ_SECONDS = 5, 20
 
-_REQUEST_TRIES, _BODY_TRIES = 3, 2
+_REQUEST_TRIES, _BODY_TRIES = 2, 1
 _PACKAGES = {"aiobotocore", "aiohttp", "botocore"}
 _USER_INFO = re.compile(r"(://)[^/\s]*@")
 

@@ -7,8 +7,9 @@ is left for the sweep: an ending that seems refused may have been recorded, its 
 import errno
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from bitinglip.artifacts.store import ArtifactStore
 from bitinglip.domain.artifacts import Maker, make_name
 from bitinglip.domain.catalogue import Kind
-from bitinglip.errors import ArtifactDiskFullError
+from bitinglip.errors import ArtifactDiskFullError, ArtifactStoreError, AttemptStoppedError, BitingLipError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +35,41 @@ class AttemptFiles:
     _maker: Maker
     _store: ArtifactStore
 
-    def keep(self, result: dict[str, Any]) -> dict[str, Any]:
+    def keep(self, result: dict[str, Any], is_stopped: threading.Event) -> dict[str, Any]:
         """Store what the attempt has made, and return its result with the artifacts' names.
 
+        Where that fails, what was stored before is deleted again: no record names it.
+
+        Args:
+            result: Of the engine.
+            is_stopped: Once set, nothing more is stored.
+
         Raises:
+            AttemptStoppedError: If it was set.
             ArtifactDamagedError: If a file is not as its engine said.
-            ArtifactDiskFullError: If there is no room. What was stored before is left for the sweep.
-            ArtifactStoreError: If the store cannot be used. What was stored before is left for the sweep.
+            ArtifactDiskFullError: If there is no room.
+            ArtifactStoreError: If the store cannot be used.
         """
         if self._kind.files is None or self.folder is None:
             return result
-        kept = []
-        for index, entry in enumerate(result[self._kind.files]):
-            made = self.folder / Path(entry["file"]).name
-            name = make_name(self._maker, index, made.suffix.removeprefix("."))
-            self._store.put(made, name, size=entry["size"], sha256=entry["sha256"])
-            kept.append({"artifact": name} | {key: value for key, value in entry.items() if key != "file"})
+        kept: list[dict[str, Any]] = []
+        try:
+            for index, entry in enumerate(result[self._kind.files]):
+                if is_stopped.is_set():
+                    raise AttemptStoppedError
+                name = self._put(self.folder / Path(entry["file"]).name, index, entry)
+                kept.append({"artifact": name} | {key: value for key, value in entry.items() if key != "file"})
+        except BitingLipError:
+            with suppress(ArtifactStoreError):
+                self._store.delete(entry["artifact"] for entry in kept)
+            raise
         return {**result, self._kind.files: kept}
+
+    def _put(self, made: Path, index: int, entry: Mapping[str, Any]) -> str:
+        self._store.check_room(entry["size"])
+        name = make_name(self._maker, index, made.suffix.removeprefix("."))
+        self._store.put(made, name, size=entry["size"], sha256=entry["sha256"])
+        return name
 
 
 class Spool:
@@ -102,7 +121,9 @@ class Spool:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _check_store(self) -> None:
-        if self.owner is not None:
+        if self.owner is None:
+            self._store.check_there()
+        else:
             self._store.check_owner(self.owner)
             self.owner = None
         self._store.check_room()

@@ -110,8 +110,22 @@ class ArtifactStore:
         if self._find_mark(OWNER_FILE, owner) != owner:
             raise ArtifactStoreTakenError(self.place, OWNER_FILE)
 
-    def check_room(self) -> None:
+    def check_there(self) -> None:
+        """See that a folder is what it was when its owner was checked; a URL is.
+
+        Raises:
+            ArtifactStoreError: If it is not: its disk is not mounted, or somebody has emptied it.
+        """
+        if self.is_folder and not Path(self._join(OWNER_FILE)).exists():
+            raise ArtifactStoreError(
+                self.place, f"its file {OWNER_FILE} is gone; mount its disk, or start the worker anew"
+            )
+
+    def check_room(self, more_bytes: int = 0) -> None:
         """See that the folder's disk has room for more; a URL's has.
+
+        Args:
+            more_bytes: That are to be written.
 
         Raises:
             ArtifactDiskFullError: If no more than what is to be spared is free.
@@ -122,7 +136,7 @@ class ArtifactStore:
         with self._translated():
             folder.make_folder(Path(self._root))
             free_bytes = shutil.disk_usage(self._root).free
-        if free_bytes <= self._spare_bytes:
+        if free_bytes - more_bytes <= self._spare_bytes:
             raise ArtifactDiskFullError(self.place, free_bytes=free_bytes, spare_bytes=self._spare_bytes)
 
     def put(self, source: Path, name: str, *, size: int, sha256: str) -> None:
@@ -215,7 +229,7 @@ class ArtifactStore:
         with self._translated():
             entries = self._list(self._join(folder_name))
         files = [_read_entry(folder_name, entry) for entry in entries if entry["type"] == "file"]
-        return [file for file in files if is_artifact_name(file.name.removesuffix(folder.DRAFT_SUFFIX))]
+        return [file for file in files if is_artifact_name(folder.strip_draft(file.name))]
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files, and a folder with its last one. Those that are gone already do not matter.
@@ -225,7 +239,7 @@ class ArtifactStore:
             ArtifactStoreError: If the store cannot be used. Those before are deleted.
         """
         for name in names:
-            _check_name(name.removesuffix(folder.DRAFT_SUFFIX))
+            _check_name(folder.strip_draft(name))
             path = self._join(name)
             with self._translated(), suppress(FileNotFoundError):
                 if self.is_folder:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from bitinglip.artifacts.folder import DRAFT_SUFFIX
+from bitinglip.artifacts.folder import strip_draft
 from bitinglip.artifacts.store import ArtifactStore, StoredFile
 from bitinglip.domain.artifacts import UPLOADS, find_maker
 from bitinglip.domain.catalogue import find_kinds
@@ -76,7 +76,7 @@ def sweep(store: ArtifactStore, database: Database, *, upload_days: int, old_aft
         kept += sum(map(len, listed.values())) - len(orphans)
     if UPLOADS in folders:
         uploads = store.list_files(UPLOADS)
-        stale = _find_stale(database, uploads, timedelta(days=upload_days))
+        stale = _find_stale(store, database, uploads, timedelta(days=upload_days))
         store.delete(file.name for file in stale)
         deleted += len(stale)
         kept += len(uploads) - len(stale)
@@ -107,17 +107,21 @@ def _find_orphans(
 
 
 def _is_claimed(file: StoredFile, claim: Claim | None) -> bool:
-    maker = find_maker(file.name.removesuffix(DRAFT_SUFFIX))
+    maker = find_maker(strip_draft(file.name))
     if claim is None or maker is None:
         return False
     return maker.attempt == claim.open_attempt or file.name in claim.names
 
 
-def _find_stale(database: Database, uploads: Sequence[StoredFile], kept_for: timedelta) -> list[StoredFile]:
+def _find_stale(
+    store: ArtifactStore, database: Database, uploads: Sequence[StoredFile], kept_for: timedelta
+) -> list[StoredFile]:
     oldest = datetime.now(UTC) - kept_for
     old = [file for file in uploads if file.modified_at < oldest]
     taken = _list_inputs(database) if old else set()
-    return [file for file in old if file.name not in taken]
+    # Again, at the last moment: one that was brought anew is somebody's.
+    now = {file.name: file for file in store.list_files(UPLOADS)} if old else {}
+    return [file for file in old if file.name not in taken and now.get(file.name) == file]
 
 
 def _list_inputs(database: Database) -> set[str]:

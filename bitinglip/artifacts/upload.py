@@ -11,6 +11,7 @@ from pathlib import Path
 from bitinglip.artifacts.store import ArtifactStore
 from bitinglip.domain.artifacts import make_upload_name
 from bitinglip.domain.image_payload import INPUT_FORMATS, MAX_INPUT_BYTES, MAX_INPUT_PIXELS
+from bitinglip.engine.jpeg_scans import MAX_SCANS, has_too_many_scans
 from bitinglip.errors import InvalidRequestError
 
 _REMEDY = f"name a picture: {', '.join(INPUT_FORMATS[:-1])} or {INPUT_FORMATS[-1]}"
@@ -36,6 +37,8 @@ def upload_picture(store: ArtifactStore, path: Path, *, max_bytes: int) -> str:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         # After the hash, so that a file that is another by then is not kept.
         suffix = _check_header(path)
+        if suffix == "jpeg" and has_too_many_scans(path):
+            raise _refuse(path, f"it has more than {MAX_SCANS} scans; save it anew")
     except (OSError, ValueError, SyntaxError) as exc:
         reason = getattr(exc, "strerror", None) or "it is none, or damaged"
         raise _refuse(path, f"it cannot be read ({reason}); {_REMEDY}") from exc

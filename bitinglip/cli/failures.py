@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from bitinglip.cli.output import say
 from bitinglip.errors import BitingLipError, InvalidRequestError
 
 BAD_USAGE = 2
@@ -17,7 +18,7 @@ def report_failure(exc: BitingLipError, *, as_json: bool) -> int:
         field = {"field": exc.field} if isinstance(exc, InvalidRequestError) else {}
         _write_error(exc.code, str(exc), **field)
     else:
-        click.echo(f"error: {exc}", err=True)
+        say(f"error: {exc}")
     return exc.exit_code
 
 

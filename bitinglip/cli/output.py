@@ -4,6 +4,7 @@ Invariant: nothing that came from a task reaches a terminal as a control sequenc
 """
 
 import json
+import re
 import sys
 import uuid
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from decimal import Decimal
 from typing import Any
 
 import click
+
+_CONTROLS = re.compile("[\x7f-\x9f]")
+"""Those that JSON leaves as they are."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout: one document, or one line an item.")
 
@@ -23,19 +27,24 @@ def examples(*lines: str) -> str:
 
 def say(message: str) -> None:
     """Talk to the person: to stderr, so that stdout holds data only."""
-    click.echo(message, err=True)
+    click.echo(_make_harmless(message) if sys.stderr.isatty() else message, err=True)
+
+
+def _make_harmless(text: str) -> str:
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def write_json(document: Any) -> None:
     """One document on one line."""
     is_unicode = sys.stdout.encoding.lower().startswith("utf")
-    click.echo(json.dumps(document, default=_encode, ensure_ascii=not is_unicode))
+    text = json.dumps(document, default=_encode, ensure_ascii=not is_unicode)
+    click.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def write_text(text: str, *, newline: bool = True) -> None:
     """Text that a model or a user wrote; its control characters are harmless on a terminal."""
     if sys.stdout.isatty():
-        text = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+        text = _make_harmless(text)
     click.echo(text, nl=newline)
 
 

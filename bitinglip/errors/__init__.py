@@ -19,6 +19,7 @@
     ├── DiskFullError               a node has no room for a model
     ├── ArtifactDiskFullError       there is no room for the files that a task makes
     ├── ArtifactDamagedError        a file has other bytes than it should
+    ├── AttemptStoppedError         an attempt was told to stop while its files were stored
     ├── DownloadStoppedError        a download was told to stop
     ├── ServerUnreachableError
     │   ├── DatabaseUnreachableError
@@ -50,6 +51,7 @@ from bitinglip.errors.artifacts import (
     ArtifactNotFoundError,
     ArtifactStoreError,
     ArtifactStoreTakenError,
+    AttemptStoppedError,
 )
 from bitinglip.errors.models import (
     DiskFullError,
@@ -98,6 +100,7 @@ __all__ = [
     "ArtifactNotFoundError",
     "ArtifactStoreError",
     "ArtifactStoreTakenError",
+    "AttemptStoppedError",
     "BitingLipError",
     "ConfigurationError",
     "ConflictError",

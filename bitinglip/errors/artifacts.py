@@ -88,3 +88,12 @@ class ArtifactStoreTakenError(ArtifactStoreError):
             f"the system of another database keeps its own there, and each would delete the other's; name another "
             f"place, or delete {owner_file} in it if that system is gone",
         )
+
+
+class AttemptStoppedError(BitingLipError):
+    """An attempt was told to stop while its files were stored."""
+
+    code = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("stopped while its files were stored")

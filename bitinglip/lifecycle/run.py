@@ -223,7 +223,7 @@ class TaskRunner:
             if not isinstance(ended, Finished):
                 return ended
             try:
-                return replace(ended, result=files.keep(ended.result))
+                return replace(ended, result=files.keep(ended.result, attempt.is_stopped))
             except BitingLipError as exc:
                 return Failed(attempt.request_id, exc.code, str(exc), retryable=exc.retryable, usage=ended.usage)
 

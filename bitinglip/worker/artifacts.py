@@ -36,12 +36,11 @@ class WorkerArtifacts:
         self.spool = Spool(folder, self._store)
 
     def prepare(self) -> uuid.UUID | None:
-        """Clear the spool, and return the id of the store; None if no task makes files, or the store is away.
+        """Return the id of the store; None if no task makes files, or the store is away.
 
         Raises:
             DatabaseUnreachableError: If PostgreSQL is away.
         """
-        self.spool.clear()
         self.spool.owner = find_owner(self._database)
         if not self._makes_files:
             return None

@@ -173,6 +173,8 @@ class WorkerRuntime:
         self._database.check_schema()
         self._lease.artifact_store = self._artifacts.prepare()
         self._register()
+        # By now a worker that had the name has lost what it ran.
+        self._artifacts.spool.clear()
         self._heart.start()
         self._watch.start()
         self._stock.start()

@@ -154,3 +154,26 @@ def test_what_cannot_be_copied_here_is_not_left_half(folder: Place, tmp_path: Pa
     with pytest.raises(ArtifactDiskFullError, match=str(tmp_path)):
         store.fetch(name, target)
     assert not target.is_symlink()
+
+
+def test_many_may_bring_one_file_at_once(folder: Place, tmp_path: Path) -> None:
+    stores = [folder.open() for _ in range(4)]
+    source, name = write_source(tmp_path, b"x" * 3_000_000), name_upload()
+    wrong: list[object] = []
+
+    def bring(store: ArtifactStore) -> None:
+        for _ in range(10):
+            try:
+                put(store, source, name)
+                wrong.extend(size for size in [len(read(store, name))] if size != 3_000_000)
+            except ArtifactStoreError as exc:
+                wrong.append(exc)
+
+    threads = [threading.Thread(target=bring, args=[store]) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert wrong == []
+    assert list_names(stores[0]) == [name]

@@ -153,7 +153,7 @@ def test_what_a_killed_worker_left_half_written_goes(
 ) -> None:
     store = folder.open()
     bell = make_running(database, worker, make_image())
-    half = Path(f"{store.locate(put_made(store, source, bell))}.part")
+    half = Path(f"{store.locate(put_made(store, source, bell))}.{'0' * 32}.part")
     half.write_bytes(b"half")
 
     assert sweep_once(store, database) == Swept(kept=2, deleted=0, missing=[])

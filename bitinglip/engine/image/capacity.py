@@ -21,6 +21,9 @@ from bitinglip.engine.text.memory import free_bytes
 
 CALM_BATCHES = 16
 
+UNMEASURED_PIXELS = 4_194_304
+"""At once, where there is no budget and nothing is known yet: sixteen pictures of 512 x 512."""
+
 RESIDENT_SECONDS = 0.05
 """How long the process's resident memory counts as read: asking for it takes a hundredth of a tiny model's step."""
 
@@ -80,6 +83,8 @@ class Capacity:
         rows = self._most
         if self._limit_area is not None:
             rows = min(rows, self._limit_area // pixels)
+        if self._budget is None and self._measured is None:
+            rows = min(rows, UNMEASURED_PIXELS // pixels)
         if self._budget is not None:
             rows = min(rows, 1 if self._measured is None else self._budget // max(1, self.estimate_bytes(pixels)))
         return max(1, rows)

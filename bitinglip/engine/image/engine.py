@@ -10,6 +10,7 @@ Pictures of equal settings share a batch. What fails goes back with the pictures
 
 from collections import deque
 from itertools import zip_longest
+from time import perf_counter
 
 import torch
 
@@ -23,6 +24,9 @@ from bitinglip.engine.image.request import RequestReader
 from bitinglip.engine.text.memory import count_bytes, free_memory, is_out_of_memory
 from bitinglip.errors import BitingLipError, EngineBrokenError
 from bitinglip.telemetry import get_logger
+
+READ_SECONDS = 0.5
+"""In one step; what has come in and is not read by then waits for the next."""
 
 BatchKey = tuple[Settings, str | None, bool]
 
@@ -125,6 +129,7 @@ class DiffusionEngine:
 
     def _read_inbox(self) -> list[EngineEvent]:
         events: list[EngineEvent] = []
+        began = perf_counter()
         while self._inbox:
             request = self._inbox.popleft()
             try:
@@ -134,6 +139,9 @@ class DiffusionEngine:
             except Exception as exc:  # A tokenizer's Rust side raises anything; it is this request's failure alone.
                 message = f"the request cannot be read: {exc}"
                 events.append(Failed(request.id, "invalid_request", message, retryable=False))
+            if perf_counter() - began > READ_SECONDS:
+                # A large picture to start from takes seconds to decode; the rest come with the next step.
+                break
         return events
 
     def _begin_drawings(self) -> None:

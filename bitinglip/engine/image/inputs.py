@@ -4,11 +4,13 @@ What a file says of its size is checked before a pixel of it is decoded: a few k
 formats are tried, so that no other decoder of Pillow's is ever run.
 """
 
+import struct
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from bitinglip.domain.image_payload import INPUT_FORMATS, MAX_INPUT_BYTES, MAX_INPUT_PIXELS
+from bitinglip.engine.jpeg_scans import MAX_SCANS, has_too_many_scans
 from bitinglip.errors import InvalidRequestError
 
 _FORMATS = f"{', '.join(INPUT_FORMATS[:-1])} or {INPUT_FORMATS[-1]}"
@@ -31,8 +33,10 @@ def open_input(path: Path) -> Image.Image:
             width, height = picture.size
             if width * height > MAX_INPUT_PIXELS:
                 raise _refuse(f"it is {width:,} x {height:,}; at most {MAX_INPUT_PIXELS:,} pixels")
+            if picture.format in {"JPEG", "MPO"} and has_too_many_scans(path):
+                raise _refuse(f"it has more than {MAX_SCANS} scans; save it anew")
             picture.load()
-            return _flatten(ImageOps.exif_transpose(picture))
+            return _flatten(_turn(picture))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise _refuse(f"it is larger than {MAX_INPUT_PIXELS:,} pixels") from exc
     except (OSError, ValueError, SyntaxError) as exc:
@@ -44,7 +48,18 @@ def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
+def _turn(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (struct.error, TypeError, LookupError):
+        # Its EXIF cannot be read, and so says nothing.
+        return picture
+
+
 def _flatten(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # Sixteen bits of grey, which converting would cut off at eight.
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     whole = picture.convert("RGBA")

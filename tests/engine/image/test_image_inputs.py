@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_driver import ImageDriver
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bitinglip.domain.image_payload import MAX_INPUT_BYTES, MAX_INPUT_PIXELS
 from bitinglip.engine.image.inputs import open_input
+from bitinglip.engine.jpeg_scans import MAX_SCANS, has_too_many_scans
 from bitinglip.errors import InvalidRequestError
 
 Drive = Callable[..., ImageDriver]
@@ -56,6 +57,37 @@ def test_what_may_not_be_decoded_is_refused_with_the_reason(tmp_path: Path, cont
         open_input(file)
 
 
+def make_jpeg_of_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG that goes over its pixels so often, and changes none of them."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+    blocks = ((side + 7) // 8) ** 2
+    begin = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64)
+    begin += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0]))
+    begin += segment(0xC4, bytes([0x00, 1, *[0] * 15, 0])) + segment(0xC4, bytes([0x10, 1, *[0] * 15, 0xE0]))
+    runs = -(-blocks // 16_384)
+    scan = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes((runs * 15 + 7) // 8)
+    return begin + scan * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_that_goes_over_its_pixels_for_hours_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.jpg"
+    file.write_bytes(make_jpeg_of_scans(7_000, MAX_SCANS + 1))
+    with pytest.raises(InvalidRequestError, match="scans"):
+        open_input(file)
+    file.write_bytes(make_jpeg_of_scans(64, MAX_SCANS))
+    assert open_input(file).size == (64, 64)
+
+
+def test_a_start_of_scan_between_two_chunks_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitinglip.engine.jpeg_scans._CHUNK_BYTES", 1)
+    file = tmp_path / "bomb.jpg"
+    file.write_bytes(make_jpeg_of_scans(64, MAX_SCANS + 1))
+    assert has_too_many_scans(file)
+
+
 def test_a_bomb_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bomb.png"
     file.write_bytes(make_png(8_000, 8_000, b"\0" * (8_000 * 3 + 1) * 100))
@@ -77,6 +109,24 @@ def test_a_file_too_large_is_not_opened(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be read"):
         open_input(tmp_path / "nowhere.png")
+
+
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    file = tmp_path / "grey.png"
+    Image.fromarray(np.linspace(0, 65_535, 4_096).astype(np.uint16).reshape(64, 64)).save(file)
+    levels = np.asarray(open_input(file))
+    assert (levels[0, 0, 0], levels[-1, -1, 0]) == (0, 255)
+    assert 126 <= levels.mean() <= 129
+
+
+def test_exif_that_cannot_be_read_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Image.Image) -> None:
+        raise struct.error
+
+    file = tmp_path / "odd.jpg"
+    Image.new("RGB", (8, 4), "red").save(file)
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    assert open_input(file).size == (8, 4)
 
 
 @pytest.mark.parametrize(
@@ -167,3 +217,14 @@ def test_a_bomb_fails_its_request_alone(drive: Drive, tmp_path: Path) -> None:
     driver.run()
     assert driver.failure("bomb").code == "invalid_request"
     assert driver.result("good")["images"]
+
+
+def test_pictures_that_take_long_to_decode_are_not_all_waited_for(
+    drive: Drive, halves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitinglip.engine.image.engine.READ_SECONDS", 0)
+    driver = drive()
+    for seed in (1, 2):
+        driver.add(str(seed), image=NAME, inputs={"image": halves}, seed=seed, prompt="a tree", strength=0.5)
+    driver.run()
+    assert driver.pipeline.batches == [[1], [2]]

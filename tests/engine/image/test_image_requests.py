@@ -21,6 +21,8 @@ from tests.conftest import forget_settings
 
 Drive = Callable[..., ImageDriver]
 
+NAME = f"uploads/{'0' * 32}.png"
+
 
 @pytest.mark.parametrize(
     ("fields", "words"),
@@ -42,8 +44,8 @@ Drive = Callable[..., ImageDriver]
         ({"prompt": "x" * 10_001}, "prompt.*at most 10,000"),
         ({"prompt": "a\x00b"}, "NUL"),
         ({"strength": 0.5}, "strength.*name an image"),
-        ({"strength": 0, "image": "a"}, "strength"),
-        ({"strength": 0.1, "image": "a", "steps": 5}, "strength.*at least 0.2"),
+        ({"strength": 0, "image": NAME}, "strength"),
+        ({"strength": 0.1, "image": NAME, "steps": 5}, "strength.*at least 0.2"),
         ({"size": 4}, "size.*no such field"),
     ],
 )
@@ -63,9 +65,9 @@ def test_a_task_of_pictures_needs_no_more_than_a_prompt() -> None:
     [
         ("flux", {"scheduler": "ddim"}, "scheduler: 'ddim': the model goes with euler"),
         ("flux", {"negative_prompt": "rain"}, "takes no negative prompt"),
-        ("pixart", {"image": "a"}, "starts from noise only"),
+        ("pixart", {"image": NAME}, "starts from noise only"),
         ("stable_diffusion_3", {"width": 64}, "width: 64: the model draws sides of at most 48 pixels"),
-        ("stable_diffusion", {"image": "a"}, "no file of it"),
+        ("stable_diffusion", {"image": NAME}, "no file of it"),
         ("stable_diffusion", {"steps": 0}, "steps"),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_picture_to_start_from_reaches_the_engine(
     opened, sent = host
     file = tmp_path / "start.png"
     Image.new("RGB", (16, 16), "red").save(file)
-    payload = {"prompt": "a tree", "steps": 2, "image": "some-artifact"}
+    payload = {"prompt": "a tree", "steps": 2, "image": f"uploads/{'0' * 32}.png"}
     folder, spool = str(saved("stable_diffusion")), str(tmp_path / "spool")
     opened.inbox.put(wire.Run("a", "image", "tiny", folder, payload, inputs={"image": str(file)}, spool=spool))
     message = None
