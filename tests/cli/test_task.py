@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bitinglip.client import Client
+from bitinglip.store.database import Database
 from tests.cli.conftest import Run, Start, read_lines
+from tests.cli.terminal import Terminal
 from tests.conftest import System
-from tests.factories import make_echo
+from tests.factories import finish, make_echo, make_worker, start_task
 
 
 def list_texts(run: Run, *options: str) -> list[str]:
@@ -52,6 +54,27 @@ def test_a_full_page_tells_how_to_go_on(run: Run, client: Client) -> None:
 def test_a_table_passes_no_control_characters_on(run: Run, client: Client) -> None:
     client.submit("echo", text="hi", title="red \x1b[31m alert\nnext")
     assert "red  [31m alert next" in run("task", "list").stdout
+
+
+def test_an_error_passes_no_control_characters_to_a_terminal(database: Database, client: Client) -> None:
+    worker = make_worker(database)
+    handle = client.submit("echo", text="hi")
+    doorbell = start_task(database, worker, handle.id)
+    error = {"code": "odd", "message": "\x1b]0;owned\x07 \x9b2J", "retryable": False}
+    assert finish(database, worker, doorbell, "failed", error=error)
+
+    with Terminal("task", "follow", str(handle.id)) as terminal:
+        terminal.wait()
+
+    assert "owned" in terminal.shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(terminal.shown)
+
+
+def test_json_has_words_for_every_control_character(run: Run, client: Client) -> None:
+    client.submit("echo", text="hi", title="a\x1b \x7f \x9b b")
+    shown = run("task", "list", "--json").stdout
+    assert not {"\x1b", "\x7f", "\x9b"} & set(shown)
+    assert json.loads(shown.splitlines()[0])["title"] == "a\x1b \x7f \x9b b"
 
 
 @pytest.mark.usefixtures("system")

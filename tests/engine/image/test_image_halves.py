@@ -9,6 +9,7 @@ from image_driver import Clock, ImageDriver
 
 from bitinglip.engine.base import EngineConfig
 from bitinglip.engine.image import decoding
+from bitinglip.engine.image.capacity import Capacity
 from bitinglip.engine.image.loading import load_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:`upcast_vae`:FutureWarning")
@@ -48,3 +49,10 @@ def test_a_batch_that_ends_while_it_decodes_leaves_the_vae_as_it_was(driver: Ima
     assert driver.failure("a").code == "cancelled"
     assert driver.result("b")["images"]
     assert driver.pipeline.vae.dtype is torch.float16
+
+
+def test_before_anything_is_known_large_pictures_are_few_at_once() -> None:
+    capacity = Capacity(16, None)
+    assert [capacity.count_rows(side * side) for side in (512, 1_024, 4_096)] == [16, 4, 1]
+    capacity.note_peak(1_024 * 1_024, 1_000_000)
+    assert capacity.count_rows(1_024 * 1_024) == 16
