@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip.artifacts import sweep as swept
 from bitinglip.artifacts.store import ArtifactStore
 from bitinglip.artifacts.sweep import Swept, sweep
 from bitinglip.domain.artifacts import Maker, make_name
@@ -228,3 +229,23 @@ def test_what_ended_long_ago_was_looked_at_then(
 
     assert len(store.list_files(str(old.task_id))) == 2
     assert sweep(store, database, upload_days=7, old_after=timedelta(days=3)).deleted == 1
+
+
+def test_what_is_brought_anew_while_it_is_swept_stays(
+    folder: Place, database: Database, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = folder.open()
+    name = put(store, source, name_upload())
+    long_ago = (datetime.now(UTC) - timedelta(days=8)).timestamp()
+    os.utime(store.locate(name), (long_ago, long_ago))
+    list_inputs = swept._list_inputs
+
+    def bring_anew(of: Database) -> set[str]:
+        put(store, source, name)
+        return list_inputs(of)
+
+    monkeypatch.setattr(swept, "_list_inputs", bring_anew)
+
+    assert sweep_once(store, database) == Swept(kept=1, deleted=0, missing=[])
+
+    assert list_names(store) == [name]
