@@ -163,7 +163,11 @@ def _choose_previews(fields: Mapping[str, Any], *, preview: bool | None) -> dict
     if preview is None and "idempotency_key" in fields:
         # The same request from another terminal must be the same.
         return {}
-    return {"preview_steps": PREVIEW_STEPS} if find_renderable(preview=preview) is not None else {}
+    if find_renderable(preview=preview) is not None:
+        return {"preview_steps": PREVIEW_STEPS}
+    if preview:
+        say("this terminal shows no pictures")
+    return {}
 
 
 def _show(

@@ -28,8 +28,7 @@ def find_renderable(*, preview: bool | None) -> Any:
     """Rich's way to draw pictures on this terminal, a class; None: none are drawn.
 
     Args:
-        preview: True draws them of coloured characters where the terminal shows no pictures; None draws none there;
-            False draws none anywhere.
+        preview: Whether they are wanted; None: where they can be shown.
     """
     if preview is False or not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return None
@@ -40,7 +39,8 @@ def find_renderable(*, preview: bool | None) -> Any:
     from textual_image import renderable
 
     found = renderable.Image
-    return found if preview or found not in {renderable.HalfcellImage, renderable.UnicodeImage} else None
+    # Those of characters ask the terminal again and again how large one is, and wait for each answer.
+    return None if found in {renderable.HalfcellImage, renderable.UnicodeImage} else found
 
 
 class DrawingView:

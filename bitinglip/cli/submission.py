@@ -108,7 +108,9 @@ def record_task(client: Client, kind: str, fields: Mapping[str, Any]) -> Handle:
         try:
             return client.submit(kind, **fields)
         except TaskNotFoundError as exc:
-            exc.args = (f"--after: {exc}",)
+            # A picture to start from makes its maker a parent.
+            option = "--after" if fields.get("depends_on") else "--image"
+            exc.args = (f"{option}: {exc}",)
             raise
 
 

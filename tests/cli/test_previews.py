@@ -60,12 +60,12 @@ def test_a_terminal_that_shows_none_is_shown_a_bar_only(client: Client, artist: 
     assert "20%" in terminal.shown
 
 
-def test_a_preview_can_be_asked_for_in_coloured_characters(client: Client, artist: Artist) -> None:
+def test_a_terminal_that_shows_none_says_so_where_they_are_asked_for(client: Client, artist: Artist) -> None:
     with Terminal(*CIRCLE, "--wait", "--preview") as terminal:
         task_id = watch(terminal, artist, client)
 
-    assert client.get(task_id).payload["preview_steps"] > 0
-    assert "\N{UPPER HALF BLOCK}" in terminal.shown
+    assert "preview_steps" not in client.get(task_id).payload
+    assert "this terminal shows no pictures" in terminal.shown
 
 
 def test_a_terminal_of_no_size_is_shown_no_picture(client: Client, artist: Artist) -> None:

@@ -69,6 +69,7 @@ def test_a_task_of_pictures_needs_no_more_than_a_prompt() -> None:
         ("stable_diffusion_3", {"width": 64}, "width: 64: the model draws sides of at most 48 pixels"),
         ("stable_diffusion", {"image": NAME}, "no file of it"),
         ("stable_diffusion", {"steps": 0}, "steps"),
+        ("stable_diffusion", {"width": 264}, "width: 264: the model draws sides of at most 256 pixels"),
     ],
 )
 def test_what_this_model_cannot_draw_fails_alone_before_any_step(
