@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--save", action="store_true", help=f"also write {RESULTS}")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=None, help="a pipeline's folder; default: one made here")
     return parser.parse_args()
@@ -87,8 +87,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     spool = folder / "spool"
     ways: dict[str, Callable[[], None]] = {
         "engine_batch": lambda: run_engine(engine, spool, PROMPTS),
-        "engine_one_by_one": lambda: [run_engine(engine, spool, [prompt]) for prompt in PROMPTS] and None,
         "bare_batch": lambda: run_bare(pipeline.base, spool, PROMPTS),
+        "engine_one_by_one": lambda: [run_engine(engine, spool, [prompt]) for prompt in PROMPTS] and None,
         "bare_one_by_one": lambda: [run_bare(pipeline.base, spool, [prompt]) for prompt in PROMPTS] and None,
     }
     seconds = take_turns(ways, options.rounds)

@@ -46,6 +46,11 @@ def test_nothing_is_lost_when_engines_and_workers_are_killed_and_redis_is_flushe
         "lost",
         "double_recorded",
         "stuck",
+        "files",
+        "files_swept",
+        "file_missing",
+        "file_damaged",
+        "file_unnamed",
         "throughput_before",
         "throughput_after",
         "throughput_ratio",
@@ -54,6 +59,8 @@ def test_nothing_is_lost_when_engines_and_workers_are_killed_and_redis_is_flushe
         "faults",
     ]
     assert (document["lost"], document["double_recorded"], document["stuck"]) == (0, 0, 0)
+    assert (document["file_missing"], document["file_damaged"], document["file_unnamed"]) == (0, 0, 0)
+    assert document["files"] > 0
     assert document["completed"] == document["tasks"] > 240
     assert (document["rounds"], document["seed"]) == (1, 7)
     assert {fault["kind"]: fault["times"] for fault in document["faults"]} == {

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,11 @@ def test_what_other_tasks_say_of_pictures_is_only_shown(run: Run, client: Client
     assert '"../../etc/passwd"' in shown.stdout
     with pytest.raises(InvalidRequestError, match="makes no pictures"):
         client.handle(doorbell.task_id).save_images("/nowhere")
+
+
+@pytest.mark.usefixtures("artist")
+def test_a_picture_whose_task_is_gone_is_named_by_its_option(run: Run) -> None:
+    result = run(*CIRCLE, "--image", f"{uuid.uuid4()}/1-0-00000000.png")
+
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: --image: task ")
