@@ -1,7 +1,7 @@
 """The files of a worker's attempts: what they take is fetched, what they make is stored, and nothing stays behind.
 
-Invariant: a file is in the store, whole, before the record names it. What an attempt stored and no record came to name
-is left for the sweep: an ending that seems refused may have been recorded, its answer lost.
+Invariant: a file is in the store, whole, before the record names it. Once all are stored, the sweep alone deletes them:
+an ending that seems refused may have been recorded, its answer lost.
 """
 
 import errno
