@@ -44,7 +44,7 @@ def test_a_folder_with_safetensors_is_taken(client: Client, folder: Path) -> Non
 def test_a_model_that_nobody_knows_is_named_with_the_known_ones(client: Client, database: Database, model: str) -> None:
     make_worker(database, models=("held-by-a-worker",))
 
-    with pytest.raises(ModelNotFoundError, match=r"not known; name one of \(demo, held-by-a-worker\)"):
+    with pytest.raises(ModelNotFoundError, match=r"not known; name one of \(demo, demo-image, held-by-a-worker\)"):
         ask(client, model)
     assert execute(database, "SELECT count(*) FROM tasks") == [(0,)]
 
