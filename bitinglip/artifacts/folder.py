@@ -78,8 +78,10 @@ def _name_draft(final: Path) -> Path:
 def _create(file: Path) -> BinaryIO:
     make_folder(file.parent.parent)
     for _ in range(_TRIES):
-        # Whoever deletes a folder's last file takes the folder away, even one that was made just now.
-        file.parent.mkdir(mode=0o700, exist_ok=True)
+        # Whoever deletes a folder's last file takes the folder away, even one that was made, or was found, just now:
+        # Path.mkdir(exist_ok=True) would look twice, and raise where the folder went in between.
+        with suppress(FileExistsError):
+            os.mkdir(file.parent, 0o700)
         with suppress(FileNotFoundError):
             return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         time.sleep(_PAUSE_SECONDS)

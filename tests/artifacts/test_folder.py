@@ -1,5 +1,6 @@
 """A store in a folder: whose its files are, and what a disk does to them."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -144,6 +145,27 @@ def test_a_folder_may_be_deleted_while_others_put_into_it(folder: Place, tmp_pat
         ended.set()
         deleting.join()
     assert list_names(store) == []
+
+
+def test_a_folder_may_go_just_after_it_was_found(
+    folder: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = folder.open()
+    store.check_room()
+    calls: list[str] = []
+
+    def find_one_that_goes(path: str | Path, mode: int = 0o777) -> None:
+        calls.append(str(path))
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make_folder(path, mode)
+
+    make_folder = os.mkdir
+    monkeypatch.setattr(os, "mkdir", find_one_that_goes)
+    name = put(store, write_source(tmp_path))
+
+    assert read(store, name) == b"picture"
+    assert calls == [str(Path(folder.url) / name.split("/")[0])] * 2
 
 
 def test_what_cannot_be_copied_here_is_not_left_half(folder: Place, tmp_path: Path) -> None:
