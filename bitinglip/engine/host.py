@@ -267,6 +267,9 @@ def main(options: str) -> None:
     # Its last words: where it was when it crashed, or when its worker found that it does not go on.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
+    # What they say is for people who call them by hand, and here it would stand before the engine's last words.
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
     configure_logging()
     values = json.loads(options)
     connection: Connection[Any, Any] = Connection(values["fd"])

@@ -57,9 +57,8 @@ def list_spooled() -> list[Path]:
     return [path for path in find_spool().rglob("*") if path.is_file()]
 
 
-@pytest.mark.usefixtures("drawing")
 def test_a_record_names_files_that_are_there_and_nothing_stays_behind(
-    client: Client, store: ArtifactStore, model: str, database: Database
+    drawing: System, client: Client, store: ArtifactStore, model: str, database: Database
 ) -> None:
     handle = client.submit("image", model=model, prompt="a red circle", width=64, height=32, steps=2, count=2, seed=7)
 
@@ -78,6 +77,8 @@ def test_a_record_names_files_that_are_there_and_nothing_stays_behind(
     assert usage is not None
     assert (usage["steps"], usage["pixels"]) == (4, 2 * 64 * 32)
     assert list_spooled() == []
+    # It would stand before an engine's last words.
+    assert "[transformers]" not in drawing.read_log("worker")
     assert sweep(store, database, upload_days=1).deleted == 0
     assert {image["artifact"] for image in images} == list_stored(store)
 

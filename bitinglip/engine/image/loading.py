@@ -67,9 +67,7 @@ def _check_size(config: EngineConfig, found: ModelFolder, dtype: torch.dtype) ->
 
 
 def _load(config: EngineConfig, found: ModelFolder, dtype: torch.dtype) -> Any:
-    # What they say is for people who call them by hand.
     for talk in (diffusers.utils.logging, cast("Any", transformers.utils.logging)):
-        talk.set_verbosity_error()
         talk.disable_progress_bar()
     devices = list(config.devices)
     options: dict[str, Any] = dict.fromkeys(_find_absent(found.path))
