@@ -1,5 +1,6 @@
 """Files in folders of this machine: whole or not at all under their names, for this user only, and on the disk."""
 
+import fcntl
 import os
 import re
 import time
@@ -66,7 +67,7 @@ def delete_file(file: Path) -> None:
     with suppress(FileNotFoundError):
         file.unlink()
     # It holds more, or another process was first.
-    with suppress(OSError):
+    with suppress(OSError), _lock(file.parent.parent, fcntl.LOCK_EX):
         file.parent.rmdir()
 
 
@@ -76,16 +77,30 @@ def _name_draft(final: Path) -> Path:
 
 
 def _create(file: Path) -> BinaryIO:
-    make_folder(file.parent.parent)
+    root = file.parent.parent
+    make_folder(root)
     for _ in range(_TRIES):
         # Whoever deletes a folder's last file takes the folder away, even one that was made, or was found, just now:
         # Path.mkdir(exist_ok=True) would look twice, and raise where the folder went in between.
-        with suppress(FileExistsError):
-            os.mkdir(file.parent, 0o700)
-        with suppress(FileNotFoundError):
-            return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        with _lock(root, fcntl.LOCK_SH):
+            with suppress(FileExistsError):
+                os.mkdir(file.parent, 0o700)
+            with suppress(FileNotFoundError):
+                return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         time.sleep(_PAUSE_SECONDS)
     raise FileNotFoundError(str(file))
+
+
+@contextmanager
+def _lock(root: Path, mode: int) -> Iterator[None]:
+    """Let nobody take a folder away while others make files in it, as far as the file system knows of locks."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, mode)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_file(file: BinaryIO) -> None:

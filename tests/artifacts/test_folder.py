@@ -151,7 +151,7 @@ def test_a_folder_may_go_just_after_it_was_found(
     folder: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = folder.open()
-    store.check_room()
+    store.find_id()
     calls: list[str] = []
 
     def find_one_that_goes(path: str | Path, mode: int = 0o777) -> None:
