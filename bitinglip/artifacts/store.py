@@ -121,21 +121,30 @@ class ArtifactStore:
                 self.place, f"its file {OWNER_FILE} is gone; mount its disk, or start the worker anew"
             )
 
+    def check_reachable(self) -> None:
+        """See that the store answers; nothing is written, and its folder or prefix need not be there yet.
+
+        Raises:
+            ArtifactStoreError: If it does not.
+        """
+        with self._translated():
+            self._exists(self._join(OWNER_FILE))
+
     def check_room(self, more_bytes: int = 0) -> None:
-        """See that the folder's disk has room for more; a URL's has.
+        """See that the folder's disk has room for more; a URL's has. Nothing is written.
 
         Args:
             more_bytes: That are to be written.
 
         Raises:
             ArtifactDiskFullError: If no more than what is to be spared is free.
-            ArtifactStoreError: If the folder cannot be made.
+            ArtifactStoreError: If the disk cannot be looked at.
         """
         if not self.is_folder:
             return
+        root = Path(self._root)
         with self._translated():
-            folder.make_folder(Path(self._root))
-            free_bytes = shutil.disk_usage(self._root).free
+            free_bytes = shutil.disk_usage(next(place for place in (root, *root.parents) if place.exists())).free
         if free_bytes - more_bytes <= self._spare_bytes:
             raise ArtifactDiskFullError(self.place, free_bytes=free_bytes, spare_bytes=self._spare_bytes)
 
@@ -251,10 +260,19 @@ class ArtifactStore:
         """What a small file says, and has said since it was first asked for."""
         path = self._join(file)
         with self._translated():
-            if not self._files.exists(path):
+            if not self._exists(path):
                 self._write_once(path, content.encode())
             # Another process may have been first.
             return str(self._files.cat_file(path).decode(errors="replace"))
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._files.info(path)
+        except FileNotFoundError as exc:
+            if remote.misses_bucket(exc):
+                raise
+            return False
+        return True
 
     def _read(self, name: str) -> Iterator[bytes]:
         with self.open(name) as file:

@@ -23,7 +23,7 @@ from bitinglip.cli.filters import (
     yes_option,
 )
 from bitinglip.cli.follow import dump_task
-from bitinglip.cli.output import examples, json_option, write_json
+from bitinglip.cli.output import examples, json_option, say, write_json
 from bitinglip.client import TaskFilter, TaskManager
 from bitinglip.domain.task import Priority, Status
 from bitinglip.errors import ConflictError, TaskNotFoundError
@@ -113,7 +113,10 @@ def delete(
         if chosen is None:
             delete_one = _delete_one if hard else _cancel_one
             refused = "not_deleted" if hard else "ended"
-            ctx.exit(_change_each(task_ids, lambda task_id: delete_one(tasks, task_id), refused, as_json=as_json))
+            code = _change_each(task_ids, lambda task_id: delete_one(tasks, task_id), refused, as_json=as_json)
+            if code == ConflictError.exit_code and not hard:
+                say("what has ended is deleted, record and all, with --hard")
+            ctx.exit(code)
         if not yes and not confirm("delete for good" if hard else "cancel", chosen, EVERY if hard else OPEN):
             ctx.exit(1)
         if hard:

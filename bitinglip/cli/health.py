@@ -12,7 +12,10 @@ from bitinglip.settings import ServerSettings, load_settings
 @json_option
 @click.pass_context
 def health(ctx: click.Context, *, as_json: bool) -> None:
-    """Check that PostgreSQL, its schema, Redis, a dispatcher and a worker are there. Exits with 5 if one is not."""
+    """Check that PostgreSQL, its schema, Redis, a dispatcher, a worker and room for artifacts are there.
+
+    Exits with 5 if one is not.
+    """
     findings = list(probe_all(load_settings(ServerSettings).find_urls()))
     healthy = all(finding.ok for finding in findings)
     if as_json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from bitinglip.artifacts.store import open_artifacts
 from bitinglip.errors import BitingLipError
 from bitinglip.settings import ServerUrls
 from bitinglip.store.database import Database
@@ -42,6 +43,7 @@ def probe_all(urls: ServerUrls) -> Iterator[Finding]:
         yield _probe("redis", lambda: _look_at_redis(urls.redis_url))
         for part, look in (("dispatcher", _look_at_dispatchers), ("workers", _look_at_workers)):
             yield _probe(part, partial(look, database)) if schema.ok else _skip(part, schema)
+        yield _probe("artifacts", _look_at_artifacts)
     finally:
         database.close()
 
@@ -92,3 +94,11 @@ def _look_at_workers(database: Database) -> tuple[bool, str]:
     if not alive:
         return False, "none is alive; start one with 'bitinglip worker start', or all with 'bitinglip up'"
     return True, f"{len(alive)} alive with {sum(worker.slots for worker in alive)} slots"
+
+
+def _look_at_artifacts() -> tuple[bool, str]:
+    """As this machine sees them; a worker on another one whose store is a folder of its own may see others."""
+    store = open_artifacts()
+    store.check_reachable()
+    store.check_room()
+    return True, store.place

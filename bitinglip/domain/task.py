@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 import uuid_utils.compat
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bitinglip.domain.artifacts import find_maker
+from bitinglip.domain.artifacts import Maker, find_maker
 from bitinglip.domain.catalogue import Kind, get_kind
 from bitinglip.domain.models import is_hub_name
 from bitinglip.domain.payloads import CleanText, Payload, dump_json
@@ -150,18 +150,19 @@ def make_request(kind_name: str, payload: Mapping[str, Any], **fields: Any) -> T
         checked = kind.payload.model_validate(dict(payload))
         given.setdefault("title", checked.make_title())
         given.setdefault("max_attempts", kind.max_attempts)
-        if makers := _find_makers(kind, checked):
+        if made := find_made(kind, checked):
             # So that the files are kept until they have been used, and only the agent's own can be.
+            makers = [maker.task_id for maker in made.values()]
             given["depends_on"] = list(dict.fromkeys([*given.get("depends_on", ()), *makers]))
         return TaskRequest(type=kind_name, payload=checked, **given)
     except ValidationError as exc:
         raise describe_first_error(exc) from exc
 
 
-def _find_makers(kind: Kind, payload: Payload) -> list[uuid.UUID]:
-    """The tasks that made what a task takes."""
-    names = [getattr(payload, name) for name in kind.inputs]
-    return [maker.task_id for name in names if name is not None and (maker := find_maker(name)) is not None]
+def find_made(kind: Kind, payload: Payload) -> dict[str, Maker]:
+    """Who made what a task takes, by the payload's field that names it; what was brought has no maker."""
+    taken = {field: getattr(payload, field) for field in kind.inputs}
+    return {field: maker for field, name in taken.items() if name is not None and (maker := find_maker(name))}
 
 
 def describe_first_error(exc: ValidationError) -> InvalidRequestError:

@@ -6,13 +6,14 @@ from typing import NoReturn
 
 from sqlalchemy import Connection
 
-from bitinglip.domain.catalogue import DOWNLOAD
-from bitinglip.domain.task import TaskRequest
+from bitinglip.domain.catalogue import DOWNLOAD, get_kind
+from bitinglip.domain.task import TaskRequest, find_made
 from bitinglip.errors import InvalidRequestError, LimitExceededError, TaskNotFoundError
 from bitinglip.lifecycle.bring import Arrangement, arrange_downloads, list_models_to_bring, note_downloads
 from bitinglip.lifecycle.feasible import check_feasible
 from bitinglip.lifecycle.fleet import SYSTEM_AGENT, FleetPicture, read_fleet
 from bitinglip.settings import TaskSettings
+from bitinglip.store.artifacts import list_named
 from bitinglip.store.database import Database, retry_once
 from bitinglip.store.submissions import (
     Limits,
@@ -35,8 +36,8 @@ def submit_tasks(database: Database, requests: Sequence[TaskRequest], settings: 
 
     Raises:
         InfeasibleError: If no registered worker could ever do one of them. Nothing is recorded.
-        InvalidRequestError: If a task depends on another agent's, or on one after it, or its idempotency key was used
-            for something else. Nothing of the current batch is recorded.
+        InvalidRequestError: If a task depends on another agent's, or on one after it, takes a file that none has made,
+            or its idempotency key was used for something else. Nothing of the current batch is recorded.
         TaskNotFoundError: If a parent is not known. Nothing of the current batch is recorded.
         LimitExceededError: If too many would wait. Nothing of the current batch is recorded.
         DatabaseUnreachableError: If PostgreSQL is away. Nothing of the current batch is recorded.
@@ -98,6 +99,7 @@ def _insert_whole(
     arranged = arrange_downloads(connection, batch, models, picture) if models else Arrangement([*batch])
     requests = _name_recorded_parents(connection, arranged.requests)
     _check_parents(connection, requests)
+    _check_inputs(connection, requests)
     if requests and (refusals := _insert(connection, requests, settings, exact=True)):
         _refuse(refusals[0])
     note_downloads(connection, arranged.begun)
@@ -153,6 +155,19 @@ def _check_parents(connection: Connection, batch: Sequence[TaskRequest]) -> None
                 remedy = f"a task of another agent than {request.agent_id!r}; depend on your own tasks"
                 raise InvalidRequestError("depends_on", str(parent), remedy)
         before[request.id] = Parent(request.agent_id, request.type)
+
+
+def _check_inputs(connection: Connection, batch: Sequence[TaskRequest]) -> None:
+    """See that the files that tasks take of others were made; of what was brought the worker knows more."""
+    made = [(request, find_made(get_kind(request.type), request.payload)) for request in batch]
+    makers = {maker.task_id for _, found in made for maker in found.values()}
+    named = list_named(connection, [*makers]) if makers else set()
+    for request, found in made:
+        for field, maker in found.items():
+            name = getattr(request.payload, field)
+            if name not in named:
+                remedy = f"task {maker.task_id} has made no such file; take a name from its result"
+                raise InvalidRequestError(field, name, remedy)
 
 
 def _refuse(refusal: Refusal) -> NoReturn:

@@ -44,6 +44,14 @@ def find_claims(connection: Connection, task_ids: Sequence[uuid.UUID], *, old_se
     return {row.id: Claim(row.open_attempt, frozenset(row.names), row.is_old) for row in rows}
 
 
+_NAMED = text(f"SELECT unnest({_NAMES}) FROM task_details AS d WHERE d.task_id = ANY(CAST(:ids AS uuid[]))")
+
+
+def list_named(connection: Connection, task_ids: Sequence[uuid.UUID]) -> set[str]:
+    """The artifacts that the records of tasks name."""
+    return set(connection.scalars(_NAMED, {"ids": [str(task_id) for task_id in task_ids]}))
+
+
 _INPUTS = text("""
 SELECT DISTINCT d.payload ->> :field AS name
 FROM tasks AS t JOIN task_details AS d ON d.task_id = t.id

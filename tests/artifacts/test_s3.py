@@ -21,6 +21,7 @@ MOST_SECONDS = 15
 
 def make_calls(store: ArtifactStore, source: Path) -> list[Callable[[], object]]:
     return [
+        store.check_reachable,
         store.find_id,
         lambda: put(store, source),
         lambda: read(store, name_upload()),

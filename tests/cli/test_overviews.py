@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from rich.console import Console, Group
@@ -74,7 +75,17 @@ def test_a_running_system_is_healthy(run: Run) -> None:
     document = json.loads(result.stdout)
     assert document["healthy"], document
     assert result.exit_code == 0
-    assert [check["part"] for check in document["checks"]] == ["postgresql", "schema", "redis", "dispatcher", "workers"]
+    parts = ["postgresql", "schema", "redis", "dispatcher", "workers", "artifacts"]
+    assert [check["part"] for check in document["checks"]] == parts
+    assert not Path(document["checks"][-1]["detail"]).exists(), "health writes nothing"
+
+
+@pytest.mark.usefixtures("system")
+def test_without_room_for_artifacts_it_is_not_healthy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITINGLIP_ARTIFACT_SPARE_BYTES", str(2**62))
+    result = run("health")
+    assert result.exit_code == 5
+    assert "BITINGLIP_ARTIFACT_SPARE_BYTES" in result.stdout.splitlines()[-1]
 
 
 def test_without_a_worker_and_a_dispatcher_it_is_not_healthy(run: Run, client: Client) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from bitinglip.client import AsyncClient, Client
 from bitinglip.client.pictures import make_slug
 from bitinglip.domain.artifacts import UPLOADS
+from bitinglip.domain.task import TaskRequest, make_request
 from bitinglip.errors import (
     ArtifactDamagedError,
     ArtifactNotFoundError,
@@ -206,3 +207,21 @@ def test_submitting_imports_nothing_of_the_store(urls: ServerUrls) -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert ended.stdout.split() == []
+
+
+def test_only_a_file_that_its_task_has_made_may_be_taken(client: Client, artist: Artist) -> None:
+    drawn = artist.draw(client, seeds=(7, 8), count=2)
+    first, second = (image["artifact"] for image in drawn.result()["images"])
+    mistyped = first[:-5] + ("0" if first[-5] != "0" else "1") + ".png"
+
+    def ask(name: str) -> TaskRequest:
+        return make_request("image", {"prompt": "the same in winter", "image": name}, model="painter")
+
+    for names in ([mistyped], [second, mistyped]):
+        with pytest.raises(InvalidRequestError, match=f"image: '{mistyped}': task {drawn.id} has made no such file"):
+            client.submit_many([ask(name) for name in names])
+    running = artist.begin()
+    with pytest.raises(InvalidRequestError, match=f"task {running.task_id} has made no such file"):
+        client.submit_many([ask(f"{running.task_id}/1-0-00000000.png")])
+    taken = client.submit_many([ask(first), ask(second)])
+    assert [handle.task().depends_on for handle in taken] == [[drawn.id], [drawn.id]]

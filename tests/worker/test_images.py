@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bitinglip.artifacts.store import ArtifactStore, open_artifacts
 from bitinglip.artifacts.sweep import sweep
 from bitinglip.client import Client
 from bitinglip.domain.task import Status
+from bitinglip.engine.image.files import TEXT_KEY
 from bitinglip.errors import InvalidRequestError, TaskNotFoundError
 from bitinglip.store.database import Database
 from bitinglip.streams.events import EventName
@@ -73,6 +75,8 @@ def test_a_record_names_files_that_are_there_and_nothing_stays_behind(
         assert (len(content), hashlib.sha256(content).hexdigest()) == (image["size"], image["sha256"])
         with Image.open(io.BytesIO(content)) as picture:
             assert (picture.format, picture.size) == ("PNG", (64, 32))
+            # The model's folder is nobody's business who gets the picture.
+            assert json.loads(picture.info[TEXT_KEY])["model"] == Path(model).name
     usage = handle.task().usage
     assert usage is not None
     assert (usage["steps"], usage["pixels"]) == (4, 2 * 64 * 32)

@@ -11,6 +11,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -282,7 +283,8 @@ class Drawing:
             "strength": settings.strength,
         }
         return {
-            "model": self._model,
+            # Of a folder only its name: where it lies is nobody's business who gets the picture.
+            "model": Path(self._model).name if Path(self._model).is_absolute() else self._model,
             "seed": row.job.find_seed(row.index),
             "steps": settings.steps,
             "width": settings.width,
