@@ -150,4 +150,4 @@ def _describe(run: DemoRun, slots: int) -> str:
     running = sum(task.state == "running" for task in run.tasks)
     speed = sum(answer.tokens for answer in run.answers) / max(run.elapsed_seconds, 0.001)
     done = f"{answered}/{len(run.answers)} answered, {drawn}/{len(run.pictures)} drawn"
-    return f"{done}, {running}/{slots} slots busy, {speed:,.0f} tokens/s"
+    return f"{done}, {running} running in {slots} slots, {speed:,.0f} tokens/s"
