@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bitinglip.beat.times import Interval, Times, parse_cron
+from bitinglip.domain.catalogue import get_kind
 from bitinglip.domain.payloads import CleanText
 from bitinglip.domain.task import TaskRequest, make_request
 from bitinglip.errors import ConfigurationError, InvalidRequestError
@@ -115,7 +116,10 @@ class Recurring(BaseModel):
 
     def _check_request(self) -> None:
         try:
-            self._make_request()
+            request = self._make_request()
+            for field in get_kind(request.type).inputs:
+                if (name := getattr(request.payload, field)) is not None:
+                    raise InvalidRequestError(field, name, "files go in time; a task that recurs takes none")
         except InvalidRequestError as exc:
             outer = {inner: outer for outer, inner in _REQUEST_FIELDS.items()} | {"type": "task"}
             message = f"{outer.get(exc.field, exc.field)} is {exc.value!r}: {exc.remedy}"

@@ -11,6 +11,7 @@ from tests.cli.conftest import Run
 from tests.conftest import REPOSITORY, forget_settings
 
 DUE = datetime(2026, 1, 31, 8, tzinfo=UTC)
+UPLOAD = f"uploads/{0:032x}.png"
 
 
 @pytest.fixture
@@ -110,9 +111,16 @@ every = 5
 task = "echo"
 not_before = "2026-01-31T08:00:00+00:00"
 
-[recuring.k]
+[recurring.k]
 every = 5
-"""
+task = "image"
+model = "demo-image"
+prompt = "the same again"
+image = "UPLOAD"
+
+[recuring.l]
+every = 5
+""".replace("UPLOAD", UPLOAD)
     )
     with pytest.raises(ConfigurationError) as caught:
         read_schedule(file)
@@ -131,6 +139,7 @@ every = 5
         "recurring.h: timezone is for cron; every counts seconds",
         problems[10],
         "recurring.j: not_before is '2026-01-31T08:00:00+00:00': no such field; remove it",
+        f"recurring.k: image is '{UPLOAD}': files go in time; a task that recurs takes none",
         "recuring is unknown; the file holds tables such as [recurring.NAME]",
     ]
     assert problems[10].startswith("recurring.i: task is 'sing': choose one of ")
