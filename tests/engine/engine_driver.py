@@ -1,19 +1,19 @@
 """Drive a text engine by hand: add, step, collect."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from driven import Driven
 from tiny_models import END_ID, make_tokenizer
 
-from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest, Failed, Finished, Text
+from bitinglip.engine.base import EngineConfig, EngineRequest, Text
 from bitinglip.engine.text.engine import TextEngine
 from bitinglip.engine.text.loading import LoadedModel
 
 
-class Driver:
-    """An engine and everything it has said.
+class Driver(Driven):
+    """A text engine and everything it has said.
 
     Args:
         model: A transformers model.
@@ -21,11 +21,11 @@ class Driver:
     """
 
     def __init__(self, model: Any, *, chat: bool = False, max_rows: int = 16, memory_bytes: int = 10**9) -> None:
+        super().__init__()
         self.model = model
         self.tokenizer = make_tokenizer(chat=chat)
         config = EngineConfig(model="tiny", folder=None, max_rows=max_rows, memory_bytes=memory_bytes)
         self.engine = TextEngine(config, LoadedModel(model, self.tokenizer, frozenset([END_ID])))
-        self.events: dict[str, list[EngineEvent]] = defaultdict(list)
 
     def add(self, request_id: str, prompt: str = "hello", *, made: Sequence[int] = (), **options: Any) -> None:
         """Add a greedy request, unless options say otherwise."""
@@ -33,48 +33,12 @@ class Driver:
         payload = {name: value for name, value in payload.items() if value is not None}
         self.engine.add(EngineRequest(request_id, payload, made))
 
-    def step(self, times: int = 1) -> list[EngineEvent]:
-        """Step; return the events of all these steps."""
-        events: list[EngineEvent] = []
-        for _ in range(times):
-            events += self.engine.step()
-        for event in events:
-            self.events[event.request_id].append(event)
-        return events
-
-    def run(self, most_steps: int = 2_000) -> None:
-        """Step until nothing is left."""
-        for _ in range(most_steps):
-            if not self.engine.busy:
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
-
     def ask(self, prompt: str = "hello", **options: Any) -> dict[str, Any]:
         """Run one request alone; return its result."""
         name = f"ask-{len(self.events)}"
         self.add(name, prompt, **options)
         self.run()
         return self.result(name)
-
-    def result(self, request_id: str) -> dict[str, Any]:
-        """The result of a request that has finished."""
-        end = self.end(request_id)
-        assert isinstance(end, Finished), end
-        return end.result
-
-    def failure(self, request_id: str) -> Failed:
-        """The failure of a request that has failed."""
-        end = self.end(request_id)
-        assert isinstance(end, Failed), end
-        return end
-
-    def end(self, request_id: str) -> Finished | Failed:
-        """The one event that ends a request; nothing may follow it."""
-        ends = [event for event in self.events[request_id] if isinstance(event, Finished | Failed)]
-        assert len(ends) == 1, f"{len(ends)} ends of {request_id}: {self.events[request_id]}"
-        assert self.events[request_id][-1] is ends[0]
-        return ends[0]
 
     def text(self, request_id: str) -> str:
         """What was streamed."""

@@ -1,31 +1,31 @@
 """Drive an embedding engine by hand: add, step, collect."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from driven import Driven
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest, Failed, Finished, Progress
+from bitinglip.engine.base import EngineConfig, EngineRequest, Failed, Finished, Progress
 from bitinglip.engine.embedding import load
 
 Vectors = NDArray[np.float64]
 Fails = Callable[[list[list[int]]], BaseException | None]
 
 
-class EmbeddingDriver:
+class EmbeddingDriver(Driven):
     """An engine over a model folder, and everything it has said."""
 
     def __init__(self, folder: Path, *, memory_bytes: int = 10**9, step_tokens: int | None = None, **more: Any) -> None:
+        super().__init__()
         config = EngineConfig(model="tiny", folder=folder, memory_bytes=memory_bytes, **more)
         self.engine = load(config)
         self.batches: list[list[list[int]]] = []
         self.fails: Fails = lambda texts: None
-        self.events: dict[str, list[EngineEvent]] = defaultdict(list)
         if step_tokens is not None:
             self.engine._size.tokens = self.engine._size._most = self.engine._size._ceiling = step_tokens
         self._encode = self.engine._encoder.encode
@@ -34,20 +34,6 @@ class EmbeddingDriver:
     def add(self, request_id: str, *texts: str, **options: Any) -> None:
         """Add a request."""
         self.engine.add(EngineRequest(request_id, {"input": list(texts), **options}))
-
-    def step(self, times: int = 1) -> None:
-        """Step and collect."""
-        for _ in range(times):
-            for event in self.engine.step():
-                self.events[event.request_id].append(event)
-
-    def run(self, most_steps: int = 2_000) -> None:
-        """Step until nothing is left."""
-        for _ in range(most_steps):
-            if not self.engine.busy:
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
 
     def ask(self, *texts: str, **options: Any) -> Vectors:
         """The vectors of one request alone."""
@@ -72,9 +58,8 @@ class EmbeddingDriver:
 
     def failure(self, request_id: str) -> Failed:
         """The end of a request that has failed."""
-        *before, end = self.events[request_id]
-        assert isinstance(end, Failed), end
-        assert all(isinstance(event, Progress) for event in before)
+        end = super().failure(request_id)
+        assert all(isinstance(event, Progress) for event in self.events[request_id][:-1])
         return end
 
     def _watch(self, texts: list[list[int]]) -> Tensor:

@@ -1,16 +1,16 @@
 """Drive an image engine by hand: add, step, collect; and what it drew, before it was rounded to bytes."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from driven import Driven
 from numpy.typing import NDArray
 
-from bitinglip.engine.base import EngineConfig, EngineEvent, EngineRequest, Failed, Finished, Progress
+from bitinglip.engine.base import EngineConfig, EngineRequest, Progress
 from bitinglip.engine.image import drawing
 from bitinglip.engine.image.engine import DiffusionEngine
 from bitinglip.engine.image.pipeline import ImagePipeline
@@ -33,8 +33,8 @@ class RecordingPipeline(ImagePipeline):
         return drawn
 
 
-class ImageDriver:
-    """An engine and everything it has said.
+class ImageDriver(Driven):
+    """An image engine and everything it has said.
 
     Args:
         pipeline: What draws.
@@ -44,34 +44,17 @@ class ImageDriver:
     def __init__(
         self, pipeline: ImagePipeline, spool: Path, *, max_rows: int = 16, memory_bytes: int | None = None
     ) -> None:
+        super().__init__()
         self.pipeline = RecordingPipeline(pipeline)
         self.spool = spool
         config = EngineConfig(model="tiny", folder=None, max_rows=max_rows, memory_bytes=memory_bytes)
         self.engine = DiffusionEngine(config, self.pipeline)
-        self.events: dict[str, list[EngineEvent]] = defaultdict(list)
 
     def add(self, request_id: str, *, inputs: Mapping[str, str] | None = None, **options: Any) -> None:
         """Add a request for one small picture in four steps, unless options say otherwise."""
         payload = {"prompt": f"picture {request_id}", "width": 32, "height": 32, "steps": 4, "seed": 7, **options}
         payload = {name: value for name, value in payload.items() if value is not None}
         self.engine.add(EngineRequest(request_id, payload, (), inputs or {}, str(self.spool / request_id)))
-
-    def step(self, times: int = 1) -> list[EngineEvent]:
-        """Step; return the events of all these steps."""
-        events: list[EngineEvent] = []
-        for _ in range(times):
-            events += self.engine.step()
-        for event in events:
-            self.events[event.request_id].append(event)
-        return events
-
-    def run(self, most_steps: int = 600) -> None:
-        """Step until nothing is left."""
-        for _ in range(most_steps):
-            if not self.engine.busy:
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
 
     def step_until(self, request_id: str, step: int) -> None:
         """Step until a request reports that step."""
@@ -94,25 +77,6 @@ class ImageDriver:
     def progress(self, request_id: str) -> list[Progress]:
         """What a request has reported."""
         return [event for event in self.events[request_id] if isinstance(event, Progress)]
-
-    def result(self, request_id: str) -> dict[str, Any]:
-        """The result of a request that has finished."""
-        end = self.end(request_id)
-        assert isinstance(end, Finished), end
-        return end.result
-
-    def failure(self, request_id: str) -> Failed:
-        """The failure of a request that has failed."""
-        end = self.end(request_id)
-        assert isinstance(end, Failed), end
-        return end
-
-    def end(self, request_id: str) -> Finished | Failed:
-        """The one event that ends a request; nothing may follow it."""
-        ends = [event for event in self.events[request_id] if isinstance(event, Finished | Failed)]
-        assert len(ends) == 1, f"{len(ends)} ends of {request_id}: {self.events[request_id]}"
-        assert self.events[request_id][-1] is ends[0]
-        return ends[0]
 
 
 class Clock:
