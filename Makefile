@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Tests run in so many processes, each with servers of its own; they wait as much as they compute.
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -25,7 +27,7 @@ up: setup ## The whole system on this machine, until Ctrl-C
 	$(BIN)/bitinglip up
 
 test: setup ## Every test, against real servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: setup ## Style, types, layers, no torch at entry points, migrations equal to the tables
 	$(BIN)/ruff check

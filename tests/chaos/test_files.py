@@ -12,7 +12,7 @@ from bitinglip.domain.artifacts import Maker, make_name
 from bitinglip.domain.task import make_request
 from bitinglip.store.database import Database
 from tests.artifacts.places import hash_bytes, put, write_source
-from tests.factories import finish, make_running, make_worker, submit
+from tests.factories import execute, finish, make_running, make_worker, submit
 
 CONTENT = b"picture"
 
@@ -55,12 +55,12 @@ def test_files_that_are_as_recorded_break_nothing(
 def test_what_is_wrong_with_files_is_found(
     database: Database, worker: uuid.UUID, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    missing, damaged = (draw(database, worker, store, tmp_path) for _ in range(2))
-    kept = draw(database, worker, store, tmp_path, named=False)
+    missing, damaged, kept = (draw(database, worker, store, tmp_path) for _ in range(3))
     store.delete([missing])
     Path(store.locate(damaged)).write_bytes(b"changed")
     # The sweep leaves it to the task that takes it.
     submit(database, make_request("image", {"prompt": "a", "image": kept}, model="tiny"))
+    execute(database, "UPDATE task_details SET result = '{}' WHERE task_id = :id", id=find_ids(kept)[0])
 
     verdict = add_files(Verdict(tasks=3, completed=3), store, database, find_ids(missing, damaged, kept))
 
