@@ -27,7 +27,7 @@ up: setup ## The whole system on this machine, until Ctrl-C
 	$(BIN)/bitinglip up
 
 test: setup ## Every test, against real servers
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: setup ## Style, types, layers, no torch at entry points, migrations equal to the tables
 	$(BIN)/ruff check
