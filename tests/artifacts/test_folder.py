@@ -1,6 +1,7 @@
 """A store in a folder: whose its files are, and what a disk does to them."""
 
 import errno
+import fcntl
 import os
 import shlex
 import subprocess
@@ -166,6 +167,28 @@ def test_a_folder_may_go_just_after_it_was_found(
 
     assert read(store, name) == b"picture"
     assert calls == [str(Path(folder.url) / name.split("/")[0])] * 2
+
+
+def test_no_folder_goes_while_a_file_is_made_in_it(folder: Place, tmp_path: Path) -> None:
+    store, source = folder.open(), write_source(tmp_path)
+    kept = put(store, source)
+    root = os.open(folder.url, os.O_RDONLY)
+    try:
+        # Whoever takes a folder away is alone; those who make files in it keep him out together.
+        steps = [(fcntl.LOCK_EX, lambda: put(store, source)), (fcntl.LOCK_SH, lambda: store.delete([kept]))]
+        for lock, action in steps:
+            fcntl.flock(root, lock)
+            acting = threading.Thread(target=action)
+            acting.start()
+            acting.join(timeout=0.5)
+            assert acting.is_alive()
+            fcntl.flock(root, fcntl.LOCK_UN)
+            acting.join(timeout=10)
+            assert not acting.is_alive()
+    finally:
+        os.close(root)
+    assert kept not in list_names(store)
+    assert len(list_names(store)) == 1
 
 
 def test_what_cannot_be_copied_here_is_not_left_half(folder: Place, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bitinglip.cli.overviews import AGENT_COLUMNS, draw
 from bitinglip.client import Client
 from bitinglip.store.database import Database
 from bitinglip.store.queries import list_agents
+from tests.artifacts.s3_server import find_port, set_keys
 from tests.cli.conftest import Run, Start, read_lines
 from tests.conftest import System
 from tests.factories import make_echo, make_worker
@@ -81,11 +82,18 @@ def test_a_running_system_is_healthy(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("system")
-def test_without_room_for_artifacts_it_is_not_healthy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_place_for_artifacts_it_is_not_healthy(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("BITINGLIP_ARTIFACT_SPARE_BYTES", str(2**62))
-    result = run("health")
-    assert result.exit_code == 5
-    assert "BITINGLIP_ARTIFACT_SPARE_BYTES" in result.stdout.splitlines()[-1]
+    full = run("health")
+    set_keys(monkeypatch, tmp_path)
+    monkeypatch.setenv("BITINGLIP_ARTIFACT_URL", "s3://bucket/prefix")
+    monkeypatch.setenv("BITINGLIP_ARTIFACT_ENDPOINT_URL", f"http://127.0.0.1:{find_port()}")
+    away = run("health")
+    assert (full.exit_code, away.exit_code) == (5, 5)
+    assert "BITINGLIP_ARTIFACT_SPARE_BYTES" in full.stdout.splitlines()[-1]
+    assert "Could not connect" in away.stdout.splitlines()[-1]
 
 
 def test_without_a_worker_and_a_dispatcher_it_is_not_healthy(run: Run, client: Client) -> None:
