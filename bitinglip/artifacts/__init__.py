@@ -20,5 +20,9 @@ Decisions:
   task stays until they have had it.
 - **An upload is named by its hash**: brought twice it is one file, a submission that is repeated is the same, and who
   can name it has it. Rejected: names by chance, with which an idempotency key never met its like.
+- **A task takes only a file that its maker's record names**, and is refused with it otherwise: a name with a slip in it
+  is found out when it is submitted. Of uploads only the worker knows: the client need not see the store.
+- **A folder goes with its last file**, under a lock on the place that whoever makes a file in it shares. Tries alone
+  were not enough beside one that deletes without pause; they stay for file systems that know of no locks.
 - **A place has one owner**, the system whose database came first: two would each sweep what the other's records name.
 """
