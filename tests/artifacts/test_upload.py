@@ -16,7 +16,6 @@ from bitinglip.artifacts.upload import upload_picture
 from bitinglip.domain.artifacts import is_artifact_name
 from bitinglip.domain.image_payload import MAX_INPUT_BYTES
 from bitinglip.errors import ArtifactDamagedError, ArtifactDiskFullError, InvalidRequestError
-from bitinglip.errors.root import shorten
 from tests.artifacts.places import Place, list_names, read
 
 MAX_BYTES = 100_000
@@ -98,14 +97,18 @@ def test_a_camera_that_writes_two_pictures_in_one_has_brought_a_jpeg(store: Arti
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_picture_is_refused(store: ArtifactStore, tmp_path: Path, what: str) -> None:
+def test_what_is_no_picture_is_refused(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     make, remedy = REFUSED[what]
-    file = tmp_path / "picture.png"
+    # An error shows 80 characters of a value; the folders of some runs are longer.
+    monkeypatch.chdir(tmp_path)
+    file = Path("picture.png")
     make(file)
     with pytest.raises(InvalidRequestError, match=remedy) as caught:
         upload_picture(store, file, max_bytes=MAX_BYTES)
     assert caught.value.field == "image"
-    assert shorten(str(file)) in str(caught.value)
+    assert str(file) in str(caught.value)
     assert store.list_folders() == []
 
 

@@ -84,10 +84,8 @@ def test_delete_is_soft_unless_it_is_said_to_be_hard(run: Run, client: Client, d
 
     assert run("task", "delete", str(task.id)).stdout == f"{task.id} cancelled\n"
     again = run("task", "delete", str(task.id))
-    assert (again.exit_code, again.stderr.splitlines()[-1]) == (
-        1,
-        "what has ended is deleted, record and all, with --hard",
-    )
+    assert again.exit_code == 1
+    assert again.stderr.endswith("what has ended is deleted, record and all, with --hard\n")
     result = run("task", "delete", str(task.id), str(running.task_id), "--hard", "--json")
     assert result.exit_code == 1
     assert outcomes(result.stdout) == [(str(task.id), "deleted"), (str(running.task_id), "not_deleted")]

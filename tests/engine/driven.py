@@ -10,10 +10,12 @@ class Driven:
     """An engine and everything it has said.
 
     Attributes:
+        MOST_STEPS: That any test of it takes.
         engine: Of whatever kind; whoever inherits makes it.
         events: What it has said, by request, in order.
     """
 
+    MOST_STEPS = 2_000
     engine: Engine
 
     def __init__(self) -> None:
@@ -28,9 +30,9 @@ class Driven:
             self.events[event.request_id].append(event)
         return events
 
-    def run(self, most_steps: int = 2_000) -> None:
+    def run(self) -> None:
         """Step until nothing is left."""
-        for _ in range(most_steps):
+        for _ in range(self.MOST_STEPS):
             if not self.engine.busy:
                 return
             self.step()

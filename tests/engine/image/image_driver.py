@@ -41,6 +41,8 @@ class ImageDriver(Driven):
         spool: Where pictures go, in a folder of each request.
     """
 
+    MOST_STEPS = 600
+
     def __init__(
         self, pipeline: ImagePipeline, spool: Path, *, max_rows: int = 16, memory_bytes: int | None = None
     ) -> None:
